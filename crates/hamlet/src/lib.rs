@@ -1,0 +1,6 @@
+//! The Hamlet program: command line, configuration, and the one place where the parts meet.
+//!
+//! A library only so that tests and `xtask` can start agents in process; it promises no API.
+
+pub mod cli;
+pub mod config;
