@@ -31,11 +31,20 @@
 //! | **route** | where the gateway sends one name |
 
 pub mod address;
+pub mod catalogue;
+pub mod digest;
 pub mod durable;
+pub mod guard;
+pub mod import;
+pub mod imported;
+pub mod lease;
 pub mod name;
+pub mod offers;
+pub mod publication;
 pub mod rejection;
 pub mod service;
 pub mod spiffe;
+pub mod view;
 
 pub use address::{AddressRange, EndpointAddress, PortRange};
 pub use name::{DnsLabel, Fqdn, MeshName, NameError, NameSuffix, PeerName};

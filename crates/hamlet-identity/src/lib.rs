@@ -1,1 +1,44 @@
-//! placeholder
+//! Who we are and whom we believe: SPIFFE certificates, trust bundles, the local CA, and every
+//! rustls configuration of Hamlet.
+//!
+//! The SPIFFE check is ours ([`verify_peer_chain`]): the TLS library builds a path to a trust
+//! anchor and knows nothing of SPIFFE ids or key usage. All verifiers call that one function and
+//! nothing else decides. Its invariants:
+//!
+//! - a certificate is checked against the bundle of *one* peer; roots are never pooled;
+//! - the id in its single URI SAN must lie in that peer's trust domain and be one of the exact
+//!   ids configured for the role it plays;
+//! - anything missing, doubled, unreadable or unknown is refused (nothing fails open);
+//! - TLS 1.3 only, client certificates always, no resumption (a resumed session would skip the
+//!   verifier and outlive removed trust).
+//!
+//! This crate doesn't open sockets and doesn't read configuration documents.
+
+mod bundle;
+pub mod ca;
+mod failures;
+mod files;
+mod inspect;
+mod local;
+mod minter;
+mod tls;
+mod trust;
+mod verifier;
+mod verify;
+pub mod watch;
+
+pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
+pub use ca::{CaError, LocalCa, PemPair};
+pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
+pub use files::{FileError, PEM_BYTES_MAX};
+pub use local::{IdentityError, LocalIdentity};
+pub use minter::{MINTED_MAX, SniMinter};
+pub use tls::{
+    agent_client_config, agent_server_config, agent_server_name, gateway_client_config,
+    gateway_server_config, provider,
+};
+pub use trust::{PeerTrust, ProvenPeer, Role, TrustError, TrustTable};
+pub use verify::{
+    CHAIN_MAX, Expect, NOT_BEFORE_SKEW, Usage, VerifyError, proven_client, proven_server, verify_peer_chain,
+};
+pub use watch::IdentityWatch;

@@ -1,0 +1,324 @@
+//! The agent as an operator sees it: configuration, store, tasks, listeners, identities; whether
+//! it is ready, and everything about it that a person should look at.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::age::human_age;
+use super::peer::{PeerState, PeerStatus};
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConfigStatus {
+    /// The file or folder it was read from.
+    pub path: String,
+    /// The files read.
+    pub files: u64,
+    /// Age of what is in force.
+    pub loaded_ms: u64,
+    /// Counts the loads that were swapped in, from 1.
+    pub generation: u64,
+    /// What is wrong with the files as they are now, one line each; the last good configuration
+    /// stays in force meanwhile.
+    pub errors: Vec<String>,
+    /// Age of those errors.
+    pub failed_ms: Option<u64>,
+    /// Warnings about what is in force.
+    pub warnings: Vec<String>,
+}
+
+/// The store.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StoreStatus {
+    /// The data folder.
+    pub path: String,
+    /// Whether commits succeed.
+    pub healthy: bool,
+    /// What is wrong, and what to do; also says when damage was set aside at start.
+    pub message: Option<String>,
+    /// Entries kept.
+    pub entries: u64,
+    /// Size of the file.
+    pub size_bytes: u64,
+}
+
+/// A failed task.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TaskFailure {
+    /// Its name, for example `peer/acme`.
+    pub name: String,
+    /// How it ended.
+    pub error: String,
+}
+
+/// The tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TaskStatus {
+    /// How many run.
+    pub running: u64,
+    /// Those that failed.
+    pub failed: Vec<TaskFailure>,
+}
+
+/// A listener.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ListenerStatus {
+    /// What it is for: `agent`, `ingress`, `egress-http`, `dns`, `health`.
+    pub name: String,
+    /// Its address and port.
+    pub address: String,
+    /// Why it doesn't listen, and what to do; absent when it does.
+    pub error: Option<String>,
+}
+
+/// One of our own identities.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IdentityStatus {
+    /// `agent`, `gateway` or `ca`.
+    pub role: String,
+    /// The SPIFFE id.
+    pub id: String,
+    /// When it expires, in seconds since the Unix epoch.
+    pub not_after_s: u64,
+    /// Seconds until it expires; negative when it has.
+    pub expires_in_s: i64,
+    /// Why the files as they are now can't be used; the last good pair stays in force.
+    pub error: Option<String>,
+}
+
+/// How long before its end a certificate is called expiring.
+pub const EXPIRY_WARNING_S: i64 = 7 * 86_400;
+
+/// The agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentStatus {
+    /// The mesh's name.
+    pub mesh: String,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// The version of the program.
+    pub version: String,
+    /// The process id.
+    pub pid: u32,
+    /// How long it has been running.
+    pub uptime_ms: u64,
+    /// Its configuration.
+    pub config: ConfigStatus,
+    /// Its store.
+    pub store: StoreStatus,
+    /// Its tasks.
+    pub tasks: TaskStatus,
+    /// Its listeners.
+    pub listeners: Vec<ListenerStatus>,
+    /// Its identities.
+    pub identities: Vec<IdentityStatus>,
+}
+
+/// One thing that a person should look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// What it concerns: `config`, `store`, `task/<name>`, `listener/<name>`, `identity/<role>`,
+    /// `peer/<name>`, `ready/<check>`.
+    pub about: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// The whole in one answer: the agent, its peers by state, and what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusReport {
+    /// Whether [`problems`](StatusReport::problems) is not empty.
+    pub degraded: bool,
+    /// What a person should look at.
+    pub problems: Vec<Problem>,
+    /// How many peers are in which state ([`PeerState::word`]).
+    pub peers: BTreeMap<String, u64>,
+    /// Services: local ones.
+    pub local_services: u64,
+    /// Services: imported ones in force.
+    pub imported_services: u64,
+    /// The agent.
+    pub agent: AgentStatus,
+}
+
+impl StatusReport {
+    /// Puts it together. Lost peers degrade, although they never make the agent unready.
+    pub fn of(
+        agent: AgentStatus,
+        peers: &[PeerStatus],
+        local_services: u64,
+        imported_services: u64,
+        readiness: &[ReadyCheck],
+    ) -> StatusReport {
+        let mut problems = agent.problems();
+        for check in readiness.iter().filter(|c| !c.ok) {
+            // `store` is both: once is enough.
+            if !problems.iter().any(|p| p.about == check.name) {
+                let about = format!("ready/{}", check.name);
+                problems.push(Problem { about, message: check.message.clone() });
+            }
+        }
+        let mut states = BTreeMap::new();
+        for peer in peers {
+            *states.entry(peer.state.word().to_owned()).or_insert(0) += 1;
+            problems.extend(peer_problem(peer));
+        }
+        StatusReport {
+            degraded: !problems.is_empty(),
+            problems,
+            peers: states,
+            local_services,
+            imported_services,
+            agent,
+        }
+    }
+}
+
+fn peer_problem(peer: &PeerStatus) -> Option<Problem> {
+    if !peer.state.is_trouble() {
+        return None;
+    }
+    let mut message = peer.state.to_string();
+    if let (Some(error), false) = (&peer.last_error, matches!(peer.state, PeerState::Refused { .. })) {
+        message += &format!("; last error: {}", error.message);
+    }
+    Some(Problem { about: format!("peer/{}", peer.name), message })
+}
+
+impl AgentStatus {
+    /// What a person should look at in the agent itself.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut out = Vec::new();
+        let mut add = |about: String, message: String| out.push(Problem { about, message });
+        for error in &self.config.errors {
+            add("config".into(), format!("{error} (the last good configuration stays in force)"));
+        }
+        if !self.store.healthy {
+            let message = self.store.message.clone();
+            add("store".into(), message.unwrap_or_else(|| "commits fail; see the agent's log".into()));
+        }
+        for task in &self.tasks.failed {
+            add(format!("task/{}", task.name), task.error.clone());
+        }
+        for listener in &self.listeners {
+            if let Some(error) = &listener.error {
+                add(format!("listener/{}", listener.name), format!("{}: {error}", listener.address));
+            }
+        }
+        for identity in &self.identities {
+            if let Some(message) = identity.problem() {
+                add(format!("identity/{}", identity.role), message);
+            }
+        }
+        out
+    }
+}
+
+impl IdentityStatus {
+    /// What is wrong with it, if anything.
+    pub fn problem(&self) -> Option<String> {
+        let age = |s: i64| human_age(s.unsigned_abs().saturating_mul(1000));
+        let renew = "issue a new one and put it in place; the files are watched";
+        match (&self.error, self.expires_in_s) {
+            (Some(error), _) => Some(error.clone()),
+            (None, s) if s <= 0 => Some(format!("{} expired {} ago: {renew}", self.id, age(s))),
+            (None, s) if s < EXPIRY_WARNING_S => Some(format!("{} expires in {}: {renew}", self.id, age(s))),
+            _ => None,
+        }
+    }
+}
+
+/// One check of readiness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadyCheck {
+    /// A short name in kebab case: `store`, `config`, `identity`.
+    pub name: String,
+    /// Whether it passed.
+    pub ok: bool,
+    /// Why not, and what to do; empty when it passed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+impl ReadyCheck {
+    /// A passed check.
+    pub fn ok(name: impl Into<String>) -> ReadyCheck {
+        ReadyCheck { name: name.into(), ok: true, message: String::new() }
+    }
+
+    /// A failed check.
+    pub fn failed(name: impl Into<String>, message: impl Into<String>) -> ReadyCheck {
+        ReadyCheck { name: name.into(), ok: false, message: message.into() }
+    }
+}
+
+/// What a successful reload did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReloadReport {
+    /// Which load this is, from 1; unchanged when nothing had changed.
+    pub generation: u64,
+    /// Whether anything had changed.
+    pub changed: bool,
+    /// What changed, one line each: `peer globex: added`.
+    pub changes: Vec<String>,
+    /// Changes that need a restart to take effect, one line each.
+    pub needs_restart: Vec<String>,
+    /// Warnings, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReloadProblems {
+    /// One line each: `file:line:col: path: message; fix: ...`.
+    pub problems: Vec<String>,
+    /// The same with the places shown, for people; without colour.
+    pub rendered: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_healthy_agent_with_a_lost_peer_is_degraded() {
+        let agent =
+            AgentStatus { store: StoreStatus { healthy: true, ..Default::default() }, ..Default::default() };
+        let calm = StatusReport::of(agent.clone(), &[], 1, 0, &[ReadyCheck::ok("store")]);
+        assert!(!calm.degraded);
+        let down = PeerState::Down { since_ms: 5000, next_attempt_ms: Some(1000), hold_left_ms: None };
+        let peer = PeerStatus { name: "globex".into(), state: down, ..Default::default() };
+        let report = StatusReport::of(agent, &[peer], 1, 0, &[]);
+        assert!(report.degraded);
+        assert_eq!(report.problems[0].about, "peer/globex");
+        assert_eq!(report.peers["down"], 1);
+        let sick = [ReadyCheck::failed("store", "full"), ReadyCheck::failed("config", "none yet")];
+        let report = StatusReport::of(AgentStatus::default(), &[], 0, 0, &sick);
+        let about: Vec<_> = report.problems.iter().map(|p| p.about.as_str()).collect();
+        assert_eq!(about, ["store", "ready/config"]);
+    }
+
+    #[test]
+    fn an_identity_is_a_problem_before_it_expires() {
+        let mut id =
+            IdentityStatus { id: "spiffe://a/b".into(), expires_in_s: 86_400 * 30, ..Default::default() };
+        assert_eq!(id.problem(), None);
+        id.expires_in_s = 3600 * 5;
+        assert!(id.problem().unwrap().contains("expires in 5h"));
+        id.expires_in_s = -60;
+        assert!(id.problem().unwrap().contains("expired 60s ago"));
+    }
+}

@@ -1,0 +1,25 @@
+//! The API's types: JSON in camel case, stable and documented field by field.
+//!
+//! Ages and delays are whole milliseconds and end in `Ms`; sizes end in `Bytes`. Fields are only
+//! ever added; readers ignore those that they don't know. Absent means unknown or not applicable,
+//! never zero.
+
+pub mod age;
+pub mod agent;
+pub mod list;
+pub mod peer;
+pub mod policy;
+pub mod service;
+
+pub use age::human_age;
+pub use agent::{
+    AgentStatus, ConfigStatus, IdentityStatus, ListenerStatus, Problem, ReadyCheck, ReloadProblems,
+    ReloadReport, StatusReport, StoreStatus, TaskFailure, TaskStatus,
+};
+pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
+pub use peer::{
+    Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof, PublishProgress,
+    RefusedService,
+};
+pub use policy::{ImportStatus, PublicationStatus};
+pub use service::{InstanceStatus, Origin, Programming, ServiceStatus, Standing};

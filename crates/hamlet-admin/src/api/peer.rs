@@ -1,0 +1,391 @@
+//! A peer as an operator sees it: how the two streams stand, both ways, and what was refused.
+//!
+//! "Connected" is no state: an open socket proves nothing (protocol text, section 7).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::age::human_age;
+use super::list::{Kind, Listed};
+
+/// Who opened the connection that carries the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// We did.
+    Dialled,
+    /// The peer did.
+    Accepted,
+    /// There is none.
+    #[default]
+    None,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Direction::Dialled => "dialled",
+            Direction::Accepted => "accepted",
+            Direction::None => "none",
+        })
+    }
+}
+
+/// One of the two ways services travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flow {
+    /// From us to the peer.
+    Publish,
+    /// From the peer to us.
+    Import,
+}
+
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flow::Publish => "publish",
+            Flow::Import => "import",
+        })
+    }
+}
+
+/// How we stand with a peer. Only [`PeerState::InSync`] is proven health.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum PeerState {
+    /// Switched off in the configuration.
+    Paused,
+    /// No stream yet, and none was lost: dialling, or waiting to be dialled for the first time.
+    #[default]
+    Connecting,
+    /// A stream is up and the first full state is under way.
+    Syncing {
+        /// Services heard or acknowledged so far.
+        received: u64,
+        /// How many there will be, where known.
+        expected: Option<u64>,
+    },
+    /// Both sides hold the same set, proven by equal digests.
+    InSync {
+        /// Age of the newest proof.
+        proven_ms: u64,
+        /// Services that the consumer refused.
+        refused: u64,
+        /// Withdrawals that the guard holds back.
+        withheld: u64,
+        /// Refused updates whose older version is still in force.
+        older_in_force: u64,
+    },
+    /// The stream is up and nothing is under way, but this peer can't prove what it holds.
+    Quiet {
+        /// For how long nothing has happened.
+        since_ms: u64,
+    },
+    /// The stream is up, yet work in this direction makes no progress.
+    Stalled {
+        /// Which way.
+        flow: Flow,
+        /// Age of the oldest unanswered change.
+        age_ms: u64,
+    },
+    /// One side refuses the other.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The stream was lost.
+    Down {
+        /// For how long.
+        since_ms: u64,
+        /// Time to the next attempt; absent when the peer has to dial us.
+        next_attempt_ms: Option<u64>,
+        /// What is left of the hold time; absent when it is `forever` or nothing is held.
+        hold_left_ms: Option<u64>,
+    },
+}
+
+impl PeerState {
+    /// The stable word for tables and metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            PeerState::Paused => "paused",
+            PeerState::Connecting => "connecting",
+            PeerState::Syncing { .. } => "syncing",
+            PeerState::InSync { .. } => "in-sync",
+            PeerState::Quiet { .. } => "quiet",
+            PeerState::Stalled { .. } => "stalled",
+            PeerState::Refused { .. } => "refused",
+            PeerState::Down { .. } => "down",
+        }
+    }
+
+    /// Every word, in the order of declaration.
+    pub const WORDS: [&'static str; 8] =
+        ["paused", "connecting", "syncing", "in-sync", "quiet", "stalled", "refused", "down"];
+
+    /// Whether a person should look at it: stalled, refused or down.
+    pub fn is_trouble(&self) -> bool {
+        matches!(self, PeerState::Stalled { .. } | PeerState::Refused { .. } | PeerState::Down { .. })
+    }
+
+    /// One cell of a table: the state with its exceptions, but without ages.
+    pub fn cell(&self) -> String {
+        match self {
+            PeerState::Paused => "Paused".into(),
+            PeerState::Connecting => "Connecting".into(),
+            PeerState::Syncing { received, expected: Some(n) } => format!("Syncing ({received} of {n})"),
+            PeerState::Syncing { received, expected: None } => format!("Syncing ({received})"),
+            PeerState::InSync { refused, withheld, older_in_force, .. } => {
+                format!("InSync{}", exceptions(*refused, *older_in_force, *withheld))
+            }
+            PeerState::Quiet { .. } => "Quiet".into(),
+            PeerState::Stalled { flow, .. } => format!("Stalled ({flow})"),
+            PeerState::Refused { .. } => "Refused".into(),
+            PeerState::Down { .. } => "Down".into(),
+        }
+    }
+}
+
+fn exceptions(refused: u64, older: u64, withheld: u64) -> String {
+    let mut out = String::new();
+    if refused > 0 {
+        out += &format!(", {refused} refused");
+        if older > 0 {
+            out += &format!(" ({older} older in force)");
+        }
+    }
+    if withheld > 0 {
+        out += &format!(", {withheld} withheld");
+    }
+    out
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerState::InSync { proven_ms, refused, withheld, older_in_force } => write!(
+                f,
+                "in sync, proven {} ago{}",
+                human_age(*proven_ms),
+                exceptions(*refused, *older_in_force, *withheld)
+            ),
+            PeerState::Quiet { since_ms } => {
+                write!(f, "quiet for {}; this peer offers no proof of what it holds", human_age(*since_ms))
+            }
+            PeerState::Stalled { flow, age_ms } => {
+                write!(f, "stalled: {flow}, oldest unanswered change {} old", human_age(*age_ms))
+            }
+            PeerState::Refused { reason } => write!(f, "refused: {reason}"),
+            PeerState::Down { since_ms, next_attempt_ms, hold_left_ms } => {
+                write!(f, "down for {}", human_age(*since_ms))?;
+                match next_attempt_ms {
+                    Some(ms) => write!(f, ", next attempt in {}", human_age(*ms))?,
+                    None => write!(f, ", waiting for the peer to dial us")?,
+                }
+                match hold_left_ms {
+                    Some(ms) => write!(f, ", hold time left {}", human_age(*ms)),
+                    None => Ok(()),
+                }
+            }
+            other => f.write_str(&other.cell().to_lowercase()),
+        }
+    }
+}
+
+/// What the peer said about itself in its hello.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HelloStatus {
+    /// Its program and version, as it says.
+    pub agent: String,
+    /// The version of the extensions.
+    pub version: String,
+    /// What it can do.
+    pub capabilities: Vec<String>,
+}
+
+/// How far two agents have proven that they hold the same set.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum Proof {
+    /// Not possible with this peer, or not asked for yet.
+    #[default]
+    None,
+    /// Asked for, not answered.
+    Pending,
+    /// Equal.
+    Equal {
+        /// Age of the newest proof.
+        age_ms: u64,
+    },
+    /// Different: a round of repair follows.
+    Different {
+        /// Age of the newest answer.
+        age_ms: u64,
+    },
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Proof::None => f.write_str("none"),
+            Proof::Pending => f.write_str("pending"),
+            Proof::Equal { age_ms } => write!(f, "equal, {} ago", human_age(*age_ms)),
+            Proof::Different { age_ms } => write!(f, "different, {} ago", human_age(*age_ms)),
+        }
+    }
+}
+
+/// One refused service.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RefusedService {
+    /// The owner's name for it.
+    pub service: String,
+    /// The rule that refused it, lower kebab case.
+    pub rule: String,
+    /// The offending field, where known.
+    pub field: String,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// Whether an older version is still in force.
+    pub older_in_force: bool,
+    /// Age of the refusal, where known.
+    pub age_ms: Option<u64>,
+}
+
+/// What we publish to the peer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublishProgress {
+    /// Services that policy makes visible to it.
+    pub offered: u64,
+    /// Of these, how many it has acknowledged in their present version.
+    pub acknowledged: u64,
+    /// How many it refused; may exceed the list below, which is cut.
+    pub refused_total: u64,
+    /// Refused ones, by service.
+    pub refused: Vec<RefusedService>,
+    /// Messages that wait for its answer.
+    pub in_flight: u64,
+    /// Age of the oldest unanswered change; absent when nothing waits.
+    pub oldest_unanswered_ms: Option<u64>,
+    /// Whether it has proven that it holds what we said.
+    pub proof: Proof,
+    /// Age of the last change of what it should have.
+    pub last_change_ms: Option<u64>,
+}
+
+/// What we import from the peer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImportProgress {
+    /// Services in the owner's last word, admitted or refused.
+    pub heard: u64,
+    /// Services that we really serve of it.
+    pub in_force: u64,
+    /// How many we refused; may exceed the list below, which is cut.
+    pub refused_total: u64,
+    /// Refused ones, by service.
+    pub refused: Vec<RefusedService>,
+    /// Refused updates whose older version is still in force.
+    pub older_in_force: u64,
+    /// How many withdrawals the guard holds back; may exceed the list below, which is cut.
+    pub withheld_total: u64,
+    /// Services whose withdrawal the guard holds back.
+    pub withheld: Vec<String>,
+    /// Time until the guard lets go, when it holds something.
+    pub guard_left_ms: Option<u64>,
+    /// Whether we have proven that we hold what the owner said.
+    pub proof: Proof,
+    /// Age of the last change we received.
+    pub last_change_ms: Option<u64>,
+}
+
+/// A message and its age.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Event {
+    /// What happened, and what to do.
+    pub message: String,
+    /// How long ago.
+    pub age_ms: u64,
+}
+
+/// A peer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Its name in our configuration.
+    pub name: String,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// Where we dial; absent when it dials us.
+    pub address: Option<String>,
+    /// Who opened the present connection.
+    #[serde(default)]
+    pub direction: Direction,
+    /// How we stand.
+    pub state: PeerState,
+    /// Age of that state.
+    pub state_age_ms: u64,
+    /// What it said about itself; absent with peers that know no extensions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hello: Option<HelloStatus>,
+    /// What we publish to it; absent when the configuration says that we don't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<PublishProgress>,
+    /// What we import from it; absent when the configuration says that we don't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub import: Option<ImportProgress>,
+    /// Failed attempts since the last proven health.
+    #[serde(default)]
+    pub attempts: u64,
+    /// Time to the next attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_ms: Option<u64>,
+    /// What is left of the hold time, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_left_ms: Option<u64>,
+    /// Why the last stream or attempt ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<Event>,
+    /// Refused handshakes in this peer's name, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub auth_failures: Vec<Event>,
+}
+
+impl Listed for PeerStatus {
+    const KIND: Kind = Kind::Peers;
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn aliases(&self) -> Vec<&str> {
+        vec![&self.trust_domain]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_shows_its_exceptions_and_never_says_connected() {
+        let state = PeerState::InSync { proven_ms: 3000, refused: 3, withheld: 40, older_in_force: 1 };
+        assert_eq!(state.to_string(), "in sync, proven 3s ago, 3 refused (1 older in force), 40 withheld");
+        assert_eq!(state.cell(), "InSync, 3 refused (1 older in force), 40 withheld");
+        let down = PeerState::Down { since_ms: 5000, next_attempt_ms: None, hold_left_ms: Some(3_000_000) };
+        assert_eq!(down.to_string(), "down for 5s, waiting for the peer to dial us, hold time left 50m");
+        assert!(down.is_trouble() && !state.is_trouble());
+    }
+
+    #[test]
+    fn a_state_survives_json_and_carries_its_kind() {
+        let state = PeerState::Syncing { received: 3, expected: None };
+        let json = serde_json::to_value(&state).unwrap();
+        assert_eq!(json, serde_json::json!({"kind": "syncing", "received": 3, "expected": null}));
+        assert_eq!(serde_json::from_value::<PeerState>(json).unwrap(), state);
+    }
+}

@@ -1,0 +1,31 @@
+//! Where the API takes its answers from: the agent implements this, tests do so as well.
+
+use crate::api::{
+    AgentStatus, ImportStatus, PeerStatus, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
+    ServiceStatus,
+};
+
+/// A boxed future, as an object-safe trait needs it.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A view of the running agent. Each call is a snapshot made now; none may block.
+pub trait StateSource: Send + Sync + 'static {
+    /// The agent itself.
+    fn agent(&self) -> AgentStatus;
+    /// All peers, in any order.
+    fn peers(&self) -> Vec<PeerStatus>;
+    /// All services: local and imported, in any order.
+    fn services(&self) -> Vec<ServiceStatus>;
+    /// All publications, in any order.
+    fn publications(&self) -> Vec<PublicationStatus>;
+    /// All imports, in any order.
+    fn imports(&self) -> Vec<ImportStatus>;
+    /// Whether this agent can do its work. A lost peer is no reason to be unready.
+    fn readiness(&self) -> Vec<ReadyCheck>;
+    /// Reads the configuration again and swaps it in, or says why not; done when it returns.
+    fn reload(&self) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>>;
+    /// All metrics in OpenMetrics text, closed by `# EOF`.
+    fn metrics_text(&self) -> String;
+    /// A counter that moves whenever any list may have changed; watches wait on it.
+    fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
+}

@@ -1,0 +1,508 @@
+//! One peer's imports: what it said last (*heard*), what we serve of it (*in force*), and every
+//! recorded difference between the two. *Hardened to untrusted peer.*
+//!
+//! Every change is staged, made durable by the caller, and only then applied; what was staged and
+//! could not be committed is abandoned and leaves no trace. Within one batch a key is staged at
+//! most once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::digest::{DigestTree, leaf};
+use crate::durable::{Hash32, HeardRecord, ImportChange, ImportRecord, Verdict};
+use crate::guard::{Guard, GuardSettings};
+use crate::import::ImportRules;
+use crate::lease::NameLeases;
+use crate::name::PeerName;
+use crate::rejection::{Rejection, RejectionCode};
+use crate::service::{FederatedService, ImportedService};
+
+/// Turns `Any.value` under a wire key into a checked service; one for each dialect.
+pub type Decoder = Arc<dyn Fn(&str, &[u8]) -> Result<FederatedService, Rejection> + Send + Sync>;
+
+/// What one peer may make us hold (threat T7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportLimits {
+    /// Most services in force.
+    pub services: usize,
+    /// Most bytes of encoded services heard.
+    pub bytes: u64,
+    /// How long an older version stays in force beside a refused newer one, running time.
+    pub refused_hold: Duration,
+}
+
+impl Default for ImportLimits {
+    fn default() -> Self {
+        ImportLimits { services: 20_000, bytes: 64 << 20, refused_hold: Duration::from_secs(24 * 3600) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Heard {
+    value: Bytes,
+    leaf: Hash32,
+    verdict: Verdict,
+    since: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct InForce {
+    value: Bytes,
+    service: Arc<ImportedService>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Entry {
+    heard: Option<Heard>,
+    in_force: Option<InForce>,
+    withheld_until: Option<Duration>,
+}
+
+/// A decision that isn't in effect yet: commit [`Staged::change`], then
+/// [`apply`](ImportedSlice::apply) or [`abandon`](ImportedSlice::abandon).
+#[derive(Debug)]
+pub struct Staged {
+    /// The key it is about.
+    pub key: Arc<str>,
+    /// What the owner is told once it is durable.
+    pub answer: Result<(), Rejection>,
+    next: Option<Entry>,
+    changed: bool,
+}
+
+/// Changes for the catalogue's slice: `None` withdraws.
+pub type SliceChanges = Vec<(Arc<str>, Option<Arc<ImportedService>>)>;
+
+/// How many entries are in which state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImportCounts {
+    /// Keys of the owner's last word.
+    pub heard: u64,
+    /// Keys we serve.
+    pub in_force: u64,
+    /// Keys whose last word was refused.
+    pub refused: u64,
+    /// Refused keys of which an older version is in force.
+    pub older_in_force: u64,
+    /// Withdrawals that the guard holds back.
+    pub withheld: u64,
+}
+
+/// All of one peer's imports. One session writes it at a time.
+pub struct ImportedSlice {
+    peer: PeerName,
+    type_url: String,
+    rules: Option<Arc<ImportRules>>,
+    limits: ImportLimits,
+    decoder: Decoder,
+    leases: NameLeases,
+    guard: Guard,
+    entries: BTreeMap<Arc<str>, Entry>,
+    digest: DigestTree,
+    bytes: u64,
+    expired: bool,
+    counts: ImportCounts,
+}
+
+impl std::fmt::Debug for ImportedSlice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImportedSlice").field("peer", &self.peer).field("counts", &self.counts).finish()
+    }
+}
+
+impl ImportedSlice {
+    /// An empty slice that admits nothing until [`set_rules`](Self::set_rules).
+    pub fn new(peer: PeerName, type_url: &str, decoder: Decoder, leases: NameLeases) -> ImportedSlice {
+        ImportedSlice {
+            peer,
+            type_url: type_url.to_owned(),
+            rules: None,
+            limits: ImportLimits::default(),
+            decoder,
+            leases,
+            guard: Guard::new(GuardSettings::default()),
+            entries: BTreeMap::new(),
+            digest: DigestTree::new(type_url),
+            bytes: 0,
+            expired: false,
+            counts: ImportCounts::default(),
+        }
+    }
+
+    /// Whose imports these are.
+    pub fn peer(&self) -> &PeerName {
+        &self.peer
+    }
+
+    /// Sets policy and limits. Existing entries are judged anew only by
+    /// [`reevaluate`](Self::reevaluate).
+    pub fn set_rules(&mut self, rules: Option<Arc<ImportRules>>, limits: ImportLimits, guard: GuardSettings) {
+        self.rules = rules;
+        self.limits = limits;
+        self.guard.set(guard);
+    }
+
+    /// The counts by state.
+    pub fn counts(&self) -> ImportCounts {
+        self.counts
+    }
+
+    /// Root and count over what was heard.
+    pub fn heard_root(&mut self) -> (Hash32, u64) {
+        (self.digest.root(), self.digest.count())
+    }
+
+    /// The keys heard.
+    pub fn heard_keys(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.entries.iter().filter(|(_, e)| e.heard.is_some()).map(|(k, _)| k)
+    }
+
+    /// Refused keys with their rejections, in key order.
+    pub fn refused(&self) -> impl Iterator<Item = (&Arc<str>, &Rejection, bool)> {
+        self.entries.iter().filter_map(|(k, e)| match &e.heard {
+            Some(Heard { verdict: Verdict::Refused(r), .. }) => Some((k, r, e.in_force.is_some())),
+            _ => None,
+        })
+    }
+
+    /// Keys that the guard holds, with the running time at which they go.
+    pub fn withheld(&self) -> impl Iterator<Item = (&Arc<str>, Duration)> {
+        self.entries.iter().filter_map(|(k, e)| e.withheld_until.map(|until| (k, until)))
+    }
+
+    /// Puts back what the store kept. Leaves are computed anew from the raw bytes; one that
+    /// doesn't match leaves *heard* (the owner will send it again) but stays in force. Returns
+    /// what is in force, and how many records were not believed.
+    pub fn load(&mut self, records: BTreeMap<String, ImportRecord>, now: Duration) -> (SliceChanges, usize) {
+        let mut distrusted = 0;
+        let mut changes = vec![];
+        for (key, record) in records {
+            let key: Arc<str> = key.into();
+            let mut entry = Entry::default();
+            let mut serve = record.in_force;
+            if let Some(h) = record.heard {
+                if serve.is_none() && h.verdict == Verdict::Admitted {
+                    serve = Some(h.value.clone());
+                }
+                if leaf(&self.type_url, &key, &h.value) == h.leaf {
+                    let since = now.saturating_sub(Duration::from_millis(h.refused_ms));
+                    entry.heard = Some(Heard { value: h.value, leaf: h.leaf, verdict: h.verdict, since });
+                } else {
+                    distrusted += 1;
+                }
+            }
+            entry.withheld_until = record.withheld_ms.map(|ms| now + Duration::from_millis(ms));
+            if let Some(value) = serve {
+                match self.judge(&key, &value, now) {
+                    Ok(service) => entry.in_force = Some(InForce { value, service }),
+                    Err(rejection) => {
+                        if let Some(heard) = entry.heard.as_mut().filter(|h| h.value == value) {
+                            heard.verdict = Verdict::Refused(rejection);
+                        }
+                    }
+                }
+            }
+            let service = entry.in_force.as_ref().map(|f| f.service.clone());
+            self.put(&key, Some(entry));
+            changes.push((key, service));
+        }
+        self.guard.observe(self.counts.in_force as usize, now);
+        (changes, distrusted)
+    }
+
+    /// Decodes, admits and claims the names.
+    fn judge(&self, key: &str, value: &[u8], now: Duration) -> Result<Arc<ImportedService>, Rejection> {
+        let Some(rules) = &self.rules else {
+            let message = "the importing mesh has no Import for this peer; ask its operators for one";
+            return Err(Rejection::new(RejectionCode::Policy, "no-import", "resource_id", message));
+        };
+        let service = rules.admit(&(self.decoder)(key, value)?)?;
+        self.leases.claim(&service, now)?;
+        Ok(Arc::new(service))
+    }
+
+    /// Stages an offer.
+    pub fn offer(&mut self, key: &str, value: Bytes, now: Duration) -> Staged {
+        let key: Arc<str> = key.into();
+        let old = self.entries.get(&key);
+        if let Some(Entry { heard: Some(h), withheld_until: None, .. }) = old
+            && h.value == value
+        {
+            let answer = match &h.verdict {
+                Verdict::Admitted => Ok(()),
+                Verdict::Refused(r) => Err(r.clone()),
+            };
+            return Staged { key, answer, next: None, changed: false };
+        }
+        let mut next = old.cloned().unwrap_or_default();
+        if let Err(rejection) = self.check_quota(&next, value.len()) {
+            // Twice the quota is recorded, so that the set can still be compared; what is beyond
+            // is refused without a trace.
+            let room = (self.counts.heard as usize) < 2 * self.limits.services
+                && self.bytes + (value.len() as u64) < 2 * self.limits.bytes;
+            if !room {
+                return Staged { key, answer: Err(rejection), next: None, changed: false };
+            }
+            return self.stage_heard(key, next, value, Err(rejection), now);
+        }
+        self.guard.offered_again(&key);
+        let judged = self.judge(&key, &value, now);
+        next.withheld_until = None;
+        self.stage_heard(key, next, value, judged, now)
+    }
+
+    fn check_quota(&self, entry: &Entry, bytes: usize) -> Result<(), Rejection> {
+        let held = entry.heard.as_ref().map_or(0, |h| h.value.len() as u64);
+        let quota =
+            |rule: &str, message: String| Rejection::new(RejectionCode::Quota, rule, "resource_id", message);
+        if entry.in_force.is_none() && self.counts.in_force as usize >= self.limits.services {
+            let message =
+                format!("the importing mesh takes at most {} services from this peer", self.limits.services);
+            return Err(quota("quota-services", message));
+        }
+        if self.bytes - held + bytes as u64 > self.limits.bytes {
+            let message =
+                format!("the importing mesh takes at most {} bytes from this peer", self.limits.bytes);
+            return Err(quota("quota-bytes", message));
+        }
+        Ok(())
+    }
+
+    fn stage_heard(
+        &self,
+        key: Arc<str>,
+        mut next: Entry,
+        value: Bytes,
+        judged: Result<Arc<ImportedService>, Rejection>,
+        now: Duration,
+    ) -> Staged {
+        let leaf = leaf(&self.type_url, &key, &value);
+        let (verdict, answer) = match judged {
+            Ok(service) => {
+                next.in_force = Some(InForce { value: value.clone(), service });
+                (Verdict::Admitted, Ok(()))
+            }
+            Err(rejection) => (Verdict::Refused(rejection.clone()), Err(rejection)),
+        };
+        next.heard = Some(Heard { value, leaf, verdict, since: now });
+        Staged { key, answer, next: Some(next), changed: true }
+    }
+
+    /// Stages an explicit deletion; unknown keys are fine.
+    pub fn delete(&mut self, key: &str, now: Duration) -> Staged {
+        let key: Arc<str> = key.into();
+        match self.entries.get(&key) {
+            None => Staged { key, answer: Ok(()), next: None, changed: false },
+            Some(entry) if entry.heard.is_none() && entry.withheld_until.is_some() => {
+                Staged { key, answer: Ok(()), next: None, changed: false }
+            }
+            Some(entry) => {
+                let counts = entry.in_force.is_some();
+                let held = self.counts.in_force as usize;
+                let pass = !counts || self.guard.allow(std::slice::from_ref(&key), held, now);
+                self.stage_withdrawal(key, pass, now)
+            }
+        }
+    }
+
+    /// Stages the end of every heard key that is not in `marked`: all of them, or all withheld.
+    pub fn sweep(&mut self, marked: &BTreeSet<Arc<str>>, now: Duration) -> Vec<Staged> {
+        let gone: Vec<Arc<str>> = self.heard_keys().filter(|k| !marked.contains(*k)).cloned().collect();
+        let serving: Vec<Arc<str>> = gone
+            .iter()
+            .filter(|k| self.entries.get(*k).is_some_and(|e| e.in_force.is_some()))
+            .cloned()
+            .collect();
+        let pass = serving.is_empty() || self.guard.allow(&serving, self.counts.in_force as usize, now);
+        gone.into_iter().map(|key| self.stage_withdrawal(key, pass, now)).collect()
+    }
+
+    fn stage_withdrawal(&self, key: Arc<str>, pass: bool, now: Duration) -> Staged {
+        let mut next = None;
+        if !pass && let Some(in_force) = self.entries.get(&key).and_then(|e| e.in_force.clone()) {
+            let until = now + self.guard.settings().wait;
+            next = Some(Entry { heard: None, in_force: Some(in_force), withheld_until: Some(until) });
+        }
+        Staged { key, answer: Ok(()), next, changed: true }
+    }
+
+    /// Stages what is due by time: withheld withdrawals past their wait, and older versions that
+    /// stood beside a refusal for too long.
+    pub fn due(&mut self, now: Duration) -> Vec<Staged> {
+        let mut staged = vec![];
+        for (key, entry) in &self.entries {
+            if entry.withheld_until.is_some_and(|until| until <= now) {
+                staged.push(Staged { key: key.clone(), answer: Ok(()), next: None, changed: true });
+            }
+            if let (Some(Heard { verdict: Verdict::Refused(_), since, .. }), Some(_)) =
+                (&entry.heard, &entry.in_force)
+                && now.saturating_sub(*since) >= self.limits.refused_hold
+            {
+                let next = Entry { in_force: None, ..entry.clone() };
+                staged.push(Staged { key: key.clone(), answer: Ok(()), next: Some(next), changed: true });
+            }
+        }
+        staged
+    }
+
+    /// Judges every entry anew under the current rules and names, from the raw bytes we keep:
+    /// what is now refused is withdrawn at once, what was refused and now passes comes in force.
+    pub fn reevaluate(&mut self, now: Duration) -> Vec<Staged> {
+        let mut staged = vec![];
+        for (key, entry) in &self.entries {
+            let Some(heard) = &entry.heard else { continue };
+            let over_quota = matches!(&heard.verdict, Verdict::Refused(r) if r.code == RejectionCode::Quota);
+            let judged = match self.check_quota(entry, heard.value.len()) {
+                Err(rejection) if over_quota => Err(rejection),
+                _ => self.judge(key, &heard.value, now),
+            };
+            let mut next = entry.clone();
+            let (verdict, in_force) = match judged {
+                Ok(service) => (Verdict::Admitted, Some(InForce { value: heard.value.clone(), service })),
+                Err(r) if heard.verdict == Verdict::Admitted => (Verdict::Refused(r), None),
+                // It was refused before: an older version in force must pass the rules as well.
+                Err(r) => {
+                    let older = entry.in_force.as_ref().and_then(|f| {
+                        let service = self.judge(key, &f.value, now).ok()?;
+                        Some(InForce { value: f.value.clone(), service })
+                    });
+                    (Verdict::Refused(r), older)
+                }
+            };
+            next.heard = Some(Heard { verdict, ..heard.clone() });
+            next.in_force = in_force;
+            if next != *entry {
+                staged.push(Staged { key: key.clone(), answer: Ok(()), next: Some(next), changed: true });
+            }
+        }
+        staged
+    }
+
+    /// The durable form of what is staged; empty for what changes nothing.
+    pub fn change(&self, staged: &Staged, now: Duration) -> Option<ImportChange> {
+        staged.changed.then(|| ImportChange {
+            peer: self.peer.clone(),
+            key: staged.key.to_string(),
+            record: staged.next.as_ref().map(|e| record(e, now)),
+        })
+    }
+
+    /// Puts staged decisions in effect, after they became durable. Returns what changes in the
+    /// catalogue.
+    pub fn apply(&mut self, staged: Vec<Staged>, now: Duration) -> SliceChanges {
+        let mut changes = vec![];
+        for s in staged.into_iter().filter(|s| s.changed) {
+            let before = self.entries.get(&s.key).and_then(|e| e.in_force.clone());
+            let after = s.next.as_ref().and_then(|e| e.in_force.clone());
+            if let Some(old) = &before
+                && after.is_none()
+            {
+                self.leases.release(&old.service.id, now);
+            }
+            if before != after {
+                changes.push((s.key.clone(), after.filter(|_| !self.expired).map(|f| f.service)));
+            }
+            self.put(&s.key, s.next);
+        }
+        self.guard.observe(self.counts.in_force as usize, now);
+        changes
+    }
+
+    /// Takes back what could not be committed: names go back to what is in force.
+    pub fn abandon(&mut self, staged: Vec<Staged>, now: Duration) {
+        for s in staged {
+            let Some(new) = s.next.and_then(|e| e.in_force) else { continue };
+            match self.entries.get(&s.key).and_then(|e| e.in_force.as_ref()) {
+                Some(old) => {
+                    // Held by the same service, so it can't be refused.
+                    let _ = self.leases.claim(&old.service, now);
+                }
+                None => self.leases.release(&new.service.id, now),
+            }
+        }
+    }
+
+    /// Empties or restores what is in force when the hold time ends or the peer is back. What
+    /// was heard stays, so an equal root restores everything without a transfer.
+    pub fn set_expired(&mut self, expired: bool) -> SliceChanges {
+        if self.expired == expired {
+            return vec![];
+        }
+        self.expired = expired;
+        let serving = self.entries.iter().filter_map(|(k, e)| Some((k.clone(), e.in_force.clone()?)));
+        serving.map(|(k, f)| (k, (!expired).then_some(f.service))).collect()
+    }
+
+    /// Forgets everything and releases all names; the peer was removed.
+    pub fn forget(&mut self, now: Duration) {
+        for entry in std::mem::take(&mut self.entries).into_values() {
+            if let Some(f) = entry.in_force {
+                self.leases.release(&f.service.id, now);
+            }
+        }
+        self.digest = DigestTree::new(&self.type_url);
+        self.bytes = 0;
+        self.counts = ImportCounts::default();
+    }
+
+    /// Whether the hold time has ended without the peer.
+    pub fn is_expired(&self) -> bool {
+        self.expired
+    }
+
+    fn put(&mut self, key: &Arc<str>, next: Option<Entry>) {
+        if let Some(old) = self.entries.get(key) {
+            tally(&mut self.counts, old, |n, by| *n -= by);
+            self.bytes -= old.heard.as_ref().map_or(0, |h| h.value.len() as u64);
+        }
+        match next {
+            Some(entry) if entry != Entry::default() => {
+                tally(&mut self.counts, &entry, |n, by| *n += by);
+                self.bytes += entry.heard.as_ref().map_or(0, |h| h.value.len() as u64);
+                match &entry.heard {
+                    Some(h) => self.digest.insert(key, h.leaf),
+                    None => self.digest.remove(key),
+                }
+                self.entries.insert(key.clone(), entry);
+            }
+            _ => {
+                self.digest.remove(key);
+                self.entries.remove(key);
+            }
+        }
+    }
+}
+
+fn tally(counts: &mut ImportCounts, entry: &Entry, add: impl Fn(&mut u64, u64)) {
+    let refused = matches!(&entry.heard, Some(h) if h.verdict != Verdict::Admitted);
+    add(&mut counts.heard, entry.heard.is_some().into());
+    add(&mut counts.in_force, entry.in_force.is_some().into());
+    add(&mut counts.refused, refused.into());
+    add(&mut counts.older_in_force, (refused && entry.in_force.is_some()).into());
+    add(&mut counts.withheld, entry.withheld_until.is_some().into());
+}
+
+fn record(entry: &Entry, now: Duration) -> ImportRecord {
+    let heard = entry.heard.as_ref().map(|h| HeardRecord {
+        value: h.value.clone(),
+        leaf: h.leaf,
+        verdict: h.verdict.clone(),
+        refused_ms: match h.verdict {
+            Verdict::Admitted => 0,
+            Verdict::Refused(_) => now.saturating_sub(h.since).as_millis() as u64,
+        },
+    });
+    let same = |value: &Bytes| entry.heard.as_ref().is_some_and(|h| h.value == *value);
+    ImportRecord {
+        heard,
+        in_force: entry.in_force.as_ref().map(|f| f.value.clone()).filter(|v| !same(v)),
+        withheld_ms: entry.withheld_until.map(|until| until.saturating_sub(now).as_millis() as u64),
+    }
+}
+
+#[cfg(test)]
+#[path = "imported_tests.rs"]
+mod tests;

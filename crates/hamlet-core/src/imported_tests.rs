@@ -1,0 +1,207 @@
+//! The laws of one peer's imports, told with a toy dialect: the value of `ledger` is its fqdn,
+//! and `bad` doesn't decode.
+
+use std::num::NonZeroU16;
+
+use super::*;
+use crate::address::{EndpointAddress, PortRange};
+use crate::name::{DnsLabel, Fqdn, NameSuffix};
+use crate::service::{Endpoint, Instance, Protocol, ServiceName};
+use crate::spiffe::{SpiffeId, TrustDomain};
+
+const T0: Duration = Duration::ZERO;
+
+fn decode(key: &str, value: &[u8]) -> Result<FederatedService, Rejection> {
+    let text = String::from_utf8_lossy(value);
+    let fqdn = Fqdn::parse(&text)
+        .map_err(|e| Rejection::new(RejectionCode::Malformed, "fqdn", "fqdn", e.to_string()))?;
+    Ok(FederatedService {
+        name: ServiceName::parse(key).unwrap(),
+        fqdn,
+        description: String::new(),
+        tags: vec![],
+        labels: BTreeMap::new(),
+        endpoints: vec![Endpoint {
+            address: EndpointAddress::parse("8.8.8.8").unwrap(),
+            port: NonZeroU16::new(443).unwrap(),
+            labels: vec![],
+            description: String::new(),
+        }],
+        sans: vec![SpiffeId::parse("spiffe://acme.example/gateway").unwrap()],
+        instances: vec![Instance {
+            id: DnsLabel::parse("tcp").unwrap(),
+            protocol: Protocol::Tcp,
+            sni: None,
+            hostname: None,
+            port: None,
+            metadata: BTreeMap::new(),
+            endpoint_selector: vec![],
+            description: String::new(),
+        }],
+    })
+}
+
+fn rules(suffix: &str) -> Option<Arc<ImportRules>> {
+    Some(Arc::new(ImportRules {
+        peer: PeerName::parse("acme").unwrap(),
+        trust_domain: TrustDomain::parse("acme.example").unwrap(),
+        suffixes: vec![NameSuffix::parse(suffix).unwrap()],
+        sans: vec![SpiffeId::parse("spiffe://acme.example/gateway").unwrap()],
+        ranges: vec![],
+        endpoint_ports: vec![PortRange::parse("443").unwrap()],
+        service_ports: BTreeMap::new(),
+    }))
+}
+
+fn slice() -> ImportedSlice {
+    let peer = PeerName::parse("acme").unwrap();
+    let mut s = ImportedSlice::new(peer, "t", Arc::new(decode), NameLeases::new());
+    s.set_rules(rules("acme.example"), ImportLimits::default(), GuardSettings::default());
+    s
+}
+
+fn take(s: &mut ImportedSlice, key: &str, fqdn: &str) -> Result<(), String> {
+    let staged = s.offer(key, Bytes::copy_from_slice(fqdn.as_bytes()), T0);
+    let answer = staged.answer.clone().map_err(|r| r.rule);
+    s.apply(vec![staged], T0);
+    answer
+}
+
+fn records(s: &ImportedSlice) -> BTreeMap<String, ImportRecord> {
+    s.entries.iter().map(|(k, e)| (k.to_string(), record(e, T0))).collect()
+}
+
+#[test]
+fn a_refusal_is_heard_and_leaves_the_older_version_in_force() {
+    let mut s = slice();
+    take(&mut s, "ledger", "ledger.acme.example").unwrap();
+    let before = s.heard_root();
+    assert_eq!(take(&mut s, "ledger", "ledger.evil.example").unwrap_err(), "name-outside-suffixes");
+    assert_ne!(s.heard_root().0, before.0);
+    let expected = ImportCounts { heard: 1, in_force: 1, refused: 1, older_in_force: 1, withheld: 0 };
+    assert_eq!(s.counts(), expected);
+    let due = s.due(Duration::from_secs(24 * 3600));
+    let changes = s.apply(due, T0);
+    assert!(matches!(&changes[..], [(_, None)]), "the older version goes after the refused hold");
+}
+
+#[test]
+fn an_undecodable_offer_is_refused_and_others_are_not_touched() {
+    let mut s = slice();
+    take(&mut s, "ledger", "ledger.acme.example").unwrap();
+    assert_eq!(take(&mut s, "other", "b a d").unwrap_err(), "fqdn");
+    assert_eq!(s.counts().in_force, 1);
+    assert_eq!(s.counts().heard, 2);
+}
+
+#[test]
+fn the_same_bytes_again_need_no_commit_and_get_the_same_answer() {
+    let mut s = slice();
+    take(&mut s, "ledger", "ledger.acme.example").unwrap();
+    take(&mut s, "evil", "x.evil.example").unwrap_err();
+    let again = s.offer("ledger", Bytes::from_static(b"ledger.acme.example"), T0);
+    assert!(again.answer.is_ok() && s.change(&again, T0).is_none());
+    let again = s.offer("evil", Bytes::from_static(b"x.evil.example"), T0);
+    assert!(again.answer.is_err() && s.change(&again, T0).is_none());
+}
+
+#[test]
+fn what_could_not_be_committed_leaves_no_trace() {
+    let mut s = slice();
+    let staged = s.offer("ledger", Bytes::from_static(b"ledger.acme.example"), T0);
+    s.abandon(vec![staged], T0);
+    assert_eq!(s.counts(), ImportCounts::default());
+    take(&mut s, "ledger2", "ledger.acme.example").unwrap();
+}
+
+#[test]
+fn a_sweep_over_the_guards_share_is_withheld_and_goes_after_its_wait_or_comes_back() {
+    let mut s = slice();
+    for i in 0..20 {
+        take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
+    }
+    let marked: BTreeSet<Arc<str>> = [Arc::from("s0")].into();
+    let staged = s.sweep(&marked, T0);
+    assert!(s.apply(staged, T0).is_empty(), "nothing is withdrawn");
+    assert_eq!(
+        s.counts(),
+        ImportCounts { heard: 1, in_force: 20, refused: 0, older_in_force: 0, withheld: 19 }
+    );
+    take(&mut s, "s1", "s1.acme.example").unwrap();
+    assert_eq!(s.counts().withheld, 18);
+    let due = s.due(Duration::from_secs(600));
+    assert_eq!(s.apply(due, Duration::from_secs(600)).len(), 18);
+    assert_eq!(s.counts().in_force, 2);
+}
+
+#[test]
+fn a_small_sweep_withdraws_exactly_what_was_not_repeated() {
+    let mut s = slice();
+    for i in 0..20 {
+        take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
+    }
+    let marked: BTreeSet<Arc<str>> = (3..20).map(|i| Arc::from(format!("s{i}"))).collect();
+    let staged = s.sweep(&marked, T0);
+    let mut gone: Vec<String> = s.apply(staged, T0).into_iter().map(|(k, _)| k.to_string()).collect();
+    gone.sort();
+    assert_eq!(gone, ["s0", "s1", "s2"]);
+}
+
+#[test]
+fn a_tightened_policy_withdraws_at_once_and_a_widened_one_needs_no_new_offer() {
+    let mut s = slice();
+    take(&mut s, "ledger", "ledger.acme.example").unwrap();
+    take(&mut s, "cart", "cart.globex.example").unwrap_err();
+    s.set_rules(rules("globex.example"), ImportLimits::default(), GuardSettings::default());
+    let staged = s.reevaluate(T0);
+    let changes: BTreeMap<String, bool> =
+        s.apply(staged, T0).into_iter().map(|(k, v)| (k.to_string(), v.is_some())).collect();
+    assert_eq!(changes, [("cart".to_owned(), true), ("ledger".to_owned(), false)].into());
+    assert_eq!(
+        s.counts(),
+        ImportCounts { heard: 2, in_force: 1, refused: 1, older_in_force: 0, withheld: 0 }
+    );
+}
+
+#[test]
+fn over_quota_is_refused_and_never_evicts_what_is_there() {
+    let mut s = slice();
+    let limits = ImportLimits { services: 2, ..ImportLimits::default() };
+    s.set_rules(rules("acme.example"), limits, GuardSettings::default());
+    for i in 0..10 {
+        let answer = take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example"));
+        assert_eq!(answer.is_ok(), i < 2, "{i}");
+    }
+    assert_eq!(s.counts().in_force, 2);
+    assert_eq!(s.counts().heard, 4, "recorded up to twice the quota");
+}
+
+#[test]
+fn what_the_store_kept_is_in_force_again_and_a_wrong_leaf_is_asked_for_again() {
+    let mut s = slice();
+    take(&mut s, "a", "a.acme.example").unwrap();
+    take(&mut s, "b", "b.acme.example").unwrap();
+    take(&mut s, "b", "b.evil.example").unwrap_err();
+    let root = s.heard_root();
+    let mut kept = records(&s);
+    let mut restarted = slice();
+    let (changes, distrusted) = restarted.load(kept.clone(), T0);
+    assert_eq!((changes.iter().filter(|(_, v)| v.is_some()).count(), distrusted), (2, 0));
+    assert_eq!(restarted.heard_root(), root);
+    assert_eq!(restarted.counts(), s.counts());
+    kept.get_mut("a").unwrap().heard.as_mut().unwrap().leaf[0] ^= 1;
+    let mut doubtful = slice();
+    let (changes, distrusted) = doubtful.load(kept, T0);
+    assert_eq!((changes.iter().filter(|(_, v)| v.is_some()).count(), distrusted), (2, 1));
+    assert_eq!(doubtful.counts().heard, 1);
+}
+
+#[test]
+fn hold_expiry_empties_in_force_and_keeps_heard() {
+    let mut s = slice();
+    take(&mut s, "a", "a.acme.example").unwrap();
+    let root = s.heard_root();
+    assert!(matches!(&s.set_expired(true)[..], [(_, None)]));
+    assert_eq!(s.heard_root(), root);
+    assert!(matches!(&s.set_expired(false)[..], [(_, Some(_))]));
+}

@@ -1,0 +1,300 @@
+//! From local services to views: what is offered, to whom, encoded once.
+//!
+//! Recomputed from what *is*: the caller is woken by a change and hands in the whole truth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::name::PeerName;
+use crate::publication::{PublicationPolicy, ViewKey};
+use crate::service::{Endpoint, FederatedService, Instance, LocalService, ServiceName};
+use crate::spiffe::SpiffeId;
+use crate::view::{Offer, VersionCounter, View};
+
+/// Encodes a service as one dialect's `Any.value`, deterministically.
+pub type Encoder = Arc<dyn Fn(&FederatedService) -> Bytes + Send + Sync>;
+
+/// Where peers reach our services, and as whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IngressOffer {
+    /// Our ingress points as peers see them.
+    pub endpoints: Vec<Endpoint>,
+    /// The ids our ingress proves.
+    pub sans: Vec<SpiffeId>,
+}
+
+/// What a local service looks like to a peer.
+pub fn offer_of(local: &LocalService, ingress: &IngressOffer) -> FederatedService {
+    let instance = |i: &crate::service::LocalInstance| Instance {
+        id: i.id.clone(),
+        protocol: i.protocol,
+        sni: Some(i.sni.clone()),
+        hostname: None,
+        port: Some(i.port),
+        metadata: BTreeMap::new(),
+        endpoint_selector: vec![],
+        description: String::new(),
+    };
+    FederatedService {
+        name: local.name.clone(),
+        fqdn: local.fqdn.clone(),
+        description: local.description.clone(),
+        tags: local.tags.clone(),
+        labels: local.labels.clone(),
+        endpoints: ingress.endpoints.clone(),
+        sans: ingress.sans.clone(),
+        instances: local.instances.iter().map(instance).collect(),
+    }
+}
+
+struct Group {
+    key: ViewKey,
+    peers: BTreeSet<PeerName>,
+    view: Arc<View>,
+}
+
+struct Inner {
+    groups: Vec<Group>,
+    offers: BTreeMap<ServiceName, (Arc<LocalService>, Arc<Offer>)>,
+    ingress: IngressOffer,
+    views: BTreeMap<PeerName, watch::Sender<Arc<View>>>,
+}
+
+/// All views of one dialect: one for each distinct policy result.
+pub struct Publications {
+    type_url: String,
+    encode: Encoder,
+    versions: VersionCounter,
+    inner: Mutex<Inner>,
+}
+
+impl std::fmt::Debug for Publications {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publications").field("type_url", &self.type_url).finish_non_exhaustive()
+    }
+}
+
+/// Everything that decides what peers should have.
+#[derive(Debug, Clone, Copy)]
+pub struct PublicationInputs<'a> {
+    /// All local services.
+    pub services: &'a [Arc<LocalService>],
+    /// How peers reach them.
+    pub ingress: &'a IngressOffer,
+    /// Who may see what.
+    pub policy: &'a PublicationPolicy,
+    /// All peers that we publish to.
+    pub peers: &'a BTreeSet<PeerName>,
+    /// Whether every source was read, so that absence means absence.
+    pub ready: bool,
+}
+
+impl Publications {
+    /// No views yet.
+    pub fn new(type_url: &str, encode: Encoder, versions: VersionCounter) -> Publications {
+        let inner = Inner {
+            groups: vec![],
+            offers: BTreeMap::new(),
+            ingress: IngressOffer::default(),
+            views: BTreeMap::new(),
+        };
+        Publications { type_url: type_url.to_owned(), encode, versions, inner: Mutex::new(inner) }
+    }
+
+    /// The peer's view, and its successor when a policy change moves the peer to another one.
+    pub fn view(&self, peer: &PeerName) -> Option<watch::Receiver<Arc<View>>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.views.get(peer).map(watch::Sender::subscribe)
+    }
+
+    /// Number of distinct views.
+    pub fn view_count(&self) -> usize {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).groups.len()
+    }
+
+    /// Makes all views true.
+    pub fn refresh(&self, inputs: PublicationInputs<'_>) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.regroup(inputs.policy, inputs.peers, &self.type_url);
+        self.encode_offers(&mut inner, inputs);
+        for group in &inner.groups {
+            let selected = inputs.services.iter().filter(|s| group.key.selects(s));
+            let wanted: BTreeMap<Arc<str>, Arc<Offer>> = selected
+                .filter_map(|s| inner.offers.get(&s.name))
+                .map(|(_, offer)| (offer.key.clone(), offer.clone()))
+                .collect();
+            group.view.set(&wanted, inputs.ready, &self.versions);
+        }
+        let Inner { groups, views, .. } = &mut *inner;
+        for group in groups {
+            for peer in &group.peers {
+                let sender =
+                    views.entry(peer.clone()).or_insert_with(|| watch::Sender::new(group.view.clone()));
+                sender.send_if_modified(|view| {
+                    let moved = !Arc::ptr_eq(view, &group.view);
+                    *view = group.view.clone();
+                    moved
+                });
+            }
+        }
+        views.retain(|peer, _| inputs.peers.contains(peer));
+    }
+
+    /// Encodes what is new or changed; the rest keeps its bytes.
+    fn encode_offers(&self, inner: &mut Inner, inputs: PublicationInputs<'_>) {
+        let mut old = std::mem::take(&mut inner.offers);
+        if inner.ingress != *inputs.ingress {
+            inner.ingress = inputs.ingress.clone();
+            old.clear();
+        }
+        for service in inputs.services {
+            let kept = old.remove(&service.name).filter(|(s, _)| Arc::ptr_eq(s, service) || s == service);
+            let entry = kept.unwrap_or_else(|| {
+                let value = (self.encode)(&offer_of(service, inputs.ingress));
+                (service.clone(), Arc::new(Offer::new(&self.type_url, service.name.as_str(), value)))
+            });
+            inner.offers.insert(service.name.clone(), entry);
+        }
+    }
+}
+
+impl Inner {
+    /// Keeps each group's view where its peers still agree, forks it where they part, and lets
+    /// new peers join a group with the same result. Groups never merge: positions of
+    /// subscriptions are only comparable within one history.
+    fn regroup(&mut self, policy: &PublicationPolicy, peers: &BTreeSet<PeerName>, type_url: &str) {
+        let mut next: Vec<Group> = vec![];
+        for group in std::mem::take(&mut self.groups) {
+            let mut parts: BTreeMap<ViewKey, BTreeSet<PeerName>> = BTreeMap::new();
+            for peer in group.peers.intersection(peers) {
+                parts.entry(policy.view_key(peer)).or_default().insert(peer.clone());
+            }
+            let mut parts: Vec<_> = parts.into_iter().collect();
+            parts.sort_by_key(|(_, members)| std::cmp::Reverse(members.len()));
+            for (i, (key, members)) in parts.into_iter().enumerate() {
+                let moving = members.iter().map(|p| Arc::from(p.as_str())).collect();
+                let view = if i == 0 { group.view.clone() } else { group.view.fork(&moving) };
+                next.push(Group { key, peers: members, view });
+            }
+        }
+        let placed: BTreeSet<PeerName> = next.iter().flat_map(|g| g.peers.iter().cloned()).collect();
+        for peer in peers.difference(&placed) {
+            let key = policy.view_key(peer);
+            match next.iter_mut().find(|g| g.key == key) {
+                Some(group) => {
+                    group.peers.insert(peer.clone());
+                }
+                None => {
+                    let view = View::new(type_url);
+                    next.push(Group { key, peers: [peer.clone()].into(), view });
+                }
+            }
+        }
+        self.groups = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Fqdn;
+    use crate::publication::PublicationRule;
+    use crate::view::Next;
+
+    fn service(name: &str) -> Arc<LocalService> {
+        Arc::new(LocalService {
+            name: ServiceName::parse(name).unwrap(),
+            fqdn: Fqdn::parse(&format!("{name}.acme.example")).unwrap(),
+            description: String::new(),
+            tags: vec![],
+            labels: BTreeMap::new(),
+            instances: vec![],
+        })
+    }
+
+    fn policy(rules: &[(&[&str], &[&str])]) -> PublicationPolicy {
+        let rule = |(names, peers): &(&[&str], &[&str])| PublicationRule {
+            name: "p".into(),
+            names: names.iter().map(|n| ServiceName::parse(n).unwrap()).collect(),
+            labels: BTreeMap::new(),
+            all: false,
+            peers: peers.iter().map(|p| PeerName::parse(p).unwrap()).collect(),
+        };
+        PublicationPolicy { rules: rules.iter().map(rule).collect() }
+    }
+
+    struct Mesh {
+        publications: Publications,
+        services: Vec<Arc<LocalService>>,
+        peers: BTreeSet<PeerName>,
+    }
+
+    impl Mesh {
+        fn new() -> Mesh {
+            let encode: Encoder = Arc::new(|s| Bytes::copy_from_slice(s.fqdn.as_str().as_bytes()));
+            Mesh {
+                publications: Publications::new("t", encode, VersionCounter::default()),
+                services: ["a", "b", "c"].map(service).into(),
+                peers: ["x", "y"].map(|p| PeerName::parse(p).unwrap()).into(),
+            }
+        }
+        fn set(&self, policy: &PublicationPolicy) {
+            self.publications.refresh(PublicationInputs {
+                services: &self.services,
+                ingress: &IngressOffer::default(),
+                policy,
+                peers: &self.peers,
+                ready: true,
+            });
+        }
+        fn view(&self, peer: &str) -> Arc<View> {
+            self.publications.view(&PeerName::parse(peer).unwrap()).unwrap().borrow().clone()
+        }
+        fn keys(&self, peer: &str) -> Vec<String> {
+            self.view(peer).live().iter().map(|(_, o)| o.key.to_string()).collect()
+        }
+    }
+
+    #[test]
+    fn peers_with_the_same_result_share_a_view_and_see_only_what_is_published() {
+        let mesh = Mesh::new();
+        mesh.set(&policy(&[(&["a"], &["x", "y"])]));
+        assert!(Arc::ptr_eq(&mesh.view("x"), &mesh.view("y")));
+        assert_eq!(mesh.keys("x"), ["a"]);
+    }
+
+    #[test]
+    fn a_policy_change_that_parts_two_peers_reaches_each_as_changes() {
+        let mesh = Mesh::new();
+        mesh.set(&policy(&[(&["a", "b"], &["x", "y"])]));
+        let (mut x, _) = mesh.view("x").subscribe("x", None);
+        let (mut y, _) = mesh.view("y").subscribe("y", None);
+        while let Next::Change(_) = x.take_next() {}
+        while let Next::Change(_) = y.take_next() {}
+        mesh.set(&policy(&[(&["a"], &["x"]), (&["b", "c"], &["y"])]));
+        x.move_to(&mesh.view("x"));
+        y.move_to(&mesh.view("y"));
+        let drain = |s: &mut crate::view::Subscription| {
+            let mut out = vec![];
+            while let Next::Change(c) = s.take_next() {
+                out.push(format!("{}{}", if c.deleted { "-" } else { "+" }, c.offer.key));
+            }
+            out
+        };
+        assert_eq!(drain(&mut x), ["-b"]);
+        assert_eq!(drain(&mut y), ["-a", "+c"]);
+    }
+
+    #[test]
+    fn an_unchanged_service_keeps_its_encoded_bytes() {
+        let mesh = Mesh::new();
+        mesh.set(&policy(&[(&["a"], &["x"])]));
+        let before = mesh.view("x").live();
+        mesh.set(&policy(&[(&["a", "b"], &["x"])]));
+        assert!(Arc::ptr_eq(&before[0].1, &mesh.view("x").live()[0].1));
+        assert_eq!(mesh.keys("x"), ["a", "b"]);
+    }
+}

@@ -1,0 +1,609 @@
+//! A view: what one peer should have of us, as a snapshot and a compacted change feed.
+//!
+//! Each key stands once, at its latest version; deletions are tombstones. A [`Subscription`]
+//! holds a position and two versions, never a queue of payloads, so memory per consumer is O(1),
+//! a slow consumer costs a fast one nothing, and a superseded change is never sent.
+//!
+//! Delivery is in passes in key order (a purely version-ordered feed starves keys under churn).
+//! The walk of a pass uses the index by version when few keys are behind, and the keys otherwise;
+//! both visit in key order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::digest::{DigestTree, leaf};
+use crate::durable::Hash32;
+
+/// Most tombstones a view keeps for consumers that are behind; beyond it the slowest are
+/// resynchronised from the whole set.
+pub const TOMBSTONES_MAX: usize = 16_384;
+
+/// Up to this many keys behind, a pass is planned from the index by version.
+const PLAN_MAX: usize = 256;
+
+/// One encoded entry, shared by all views and streams.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The key on the wire.
+    pub key: Arc<str>,
+    /// `Any.value`, encoded once.
+    pub value: Bytes,
+    /// Its digest leaf.
+    pub leaf: Hash32,
+}
+
+impl Offer {
+    /// Hashes the leaf of an encoded entry.
+    pub fn new(type_url: &str, key: &str, value: Bytes) -> Offer {
+        Offer { key: key.into(), leaf: leaf(type_url, key, &value), value }
+    }
+}
+
+/// One change to send: the latest state of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its version from the agent-wide counter.
+    pub version: u64,
+    /// The entry; for a deletion the last one that was visible.
+    pub offer: Arc<Offer>,
+    /// Whether it is a deletion.
+    pub deleted: bool,
+}
+
+/// The whole set at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// The head version.
+    pub version: u64,
+    /// Digest root.
+    pub root: Hash32,
+    /// Number of live keys.
+    pub count: u64,
+}
+
+/// Numbers every change of every view of the agent, so that positions survive when a view splits.
+#[derive(Debug, Clone, Default)]
+pub struct VersionCounter(Arc<AtomicU64>);
+
+impl VersionCounter {
+    /// The next version.
+    pub fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Slot {
+    version: u64,
+    offer: Arc<Offer>,
+    deleted: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    slots: BTreeMap<Arc<str>, Slot>,
+    by_version: BTreeMap<u64, Arc<str>>,
+    tombstones: BTreeSet<u64>,
+    digest: DigestTree,
+    head: u64,
+    // Deletions at or below this version may be forgotten already.
+    purged: u64,
+    cursors: BTreeMap<u64, Cursor>,
+    ready: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Cursor {
+    owner: Arc<str>,
+    at: u64,
+}
+
+// Subscriptions are numbered over all views, so that one keeps its number when it moves to a fork.
+static NEXT_SUBSCRIPTION: AtomicU64 = AtomicU64::new(1);
+
+/// What one group of peers should have.
+#[derive(Debug)]
+pub struct View {
+    type_url: Arc<str>,
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+impl View {
+    /// An empty view of resources of one type. It is not ready: no bookmarks, no deletions.
+    pub fn new(type_url: &str) -> Arc<View> {
+        Arc::new(View {
+            type_url: type_url.into(),
+            state: Mutex::new(State {
+                slots: BTreeMap::new(),
+                by_version: BTreeMap::new(),
+                tombstones: BTreeSet::new(),
+                digest: DigestTree::new(type_url),
+                head: 0,
+                purged: 0,
+                cursors: BTreeMap::new(),
+                ready: false,
+            }),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// A copy with the same versions and tombstones, so that a subscription can move to it
+    /// without losing its place; for when a policy change splits a view. The tombstones that
+    /// subscriptions of `moving` still need are kept for them.
+    pub fn fork(&self, moving: &BTreeSet<Arc<str>>) -> Arc<View> {
+        let state = self.lock();
+        Arc::new(View {
+            type_url: self.type_url.clone(),
+            state: Mutex::new(State {
+                slots: state.slots.clone(),
+                by_version: state.by_version.clone(),
+                tombstones: state.tombstones.clone(),
+                digest: state.digest.clone(),
+                head: state.head,
+                purged: state.purged,
+                cursors: state
+                    .cursors
+                    .iter()
+                    .filter(|(_, c)| moving.contains(&c.owner))
+                    .map(|(id, c)| (*id, c.clone()))
+                    .collect(),
+                ready: state.ready,
+            }),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The type of its resources.
+    pub fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    /// Woken at every change.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Number of live keys.
+    pub fn count(&self) -> u64 {
+        self.lock().digest.count()
+    }
+
+    /// Whether every source behind this view has been read, so that absence means absence.
+    pub fn is_ready(&self) -> bool {
+        self.lock().ready
+    }
+
+    /// The head version.
+    pub fn head(&self) -> u64 {
+        self.lock().head
+    }
+
+    /// The latest state of one key, a tombstone included.
+    pub fn latest(&self, key: &str) -> Option<Change> {
+        let state = self.lock();
+        let slot = state.slots.get(key)?;
+        Some(Change { version: slot.version, offer: slot.offer.clone(), deleted: slot.deleted })
+    }
+
+    /// The whole set as of now.
+    pub fn summary(&self) -> Summary {
+        self.lock().summary()
+    }
+
+    /// Live keys with their latest version and entry, in key order.
+    pub fn live(&self) -> Vec<(u64, Arc<Offer>)> {
+        self.lock().slots.values().filter(|s| !s.deleted).map(|s| (s.version, s.offer.clone())).collect()
+    }
+
+    /// Makes the view equal to `wanted` with versioned changes, in one step. Entries whose value
+    /// is unchanged keep their version. While `ready` is false nothing is deleted, because what
+    /// is missing may only be unread. Returns how many keys changed.
+    pub fn set(
+        &self,
+        wanted: &BTreeMap<Arc<str>, Arc<Offer>>,
+        ready: bool,
+        versions: &VersionCounter,
+    ) -> usize {
+        let mut state = self.lock();
+        let mut changes = 0;
+        for offer in wanted.values() {
+            let same =
+                state.slots.get(&offer.key).is_some_and(|s| !s.deleted && s.offer.value == offer.value);
+            if !same {
+                state.put(offer.clone(), false, versions.next());
+                changes += 1;
+            }
+        }
+        if ready && state.digest.count() as usize > wanted.len() {
+            let gone: Vec<Arc<Offer>> = state
+                .slots
+                .values()
+                .filter(|s| !s.deleted && !wanted.contains_key(&s.offer.key))
+                .map(|s| s.offer.clone())
+                .collect();
+            changes += gone.len();
+            for offer in gone {
+                state.put(offer, true, versions.next());
+            }
+        }
+        let became_ready = ready && !state.ready;
+        state.ready = ready;
+        state.trim_tombstones();
+        drop(state);
+        if changes > 0 || became_ready {
+            self.changed.send_modify(|v| *v += 1);
+        }
+        changes
+    }
+
+    /// A new subscription of `owner` (a peer's name): at the head if `held` is the root of exactly what the view holds now,
+    /// else before everything. Comparing and placing are one step, so no change falls between.
+    pub fn subscribe(self: &Arc<View>, owner: &str, held: Option<&Hash32>) -> (Subscription, bool) {
+        let mut state = self.lock();
+        let equal = held.is_some_and(|h| state.ready && *h == state.summary().root);
+        let cursor = if equal { state.head } else { 0 };
+        let born = state.head;
+        let id = NEXT_SUBSCRIPTION.fetch_add(1, Ordering::Relaxed);
+        state.cursors.insert(id, Cursor { owner: owner.into(), at: cursor });
+        drop(state);
+        let sub = Subscription {
+            view: self.clone(),
+            id,
+            owner: owner.into(),
+            cursor,
+            born: if equal { 0 } else { born },
+            pass: None,
+            ahead: BTreeMap::new(),
+        };
+        (sub, equal)
+    }
+}
+
+impl State {
+    fn summary(&mut self) -> Summary {
+        Summary { version: self.head, root: self.digest.root(), count: self.digest.count() }
+    }
+
+    fn put(&mut self, offer: Arc<Offer>, deleted: bool, version: u64) {
+        if deleted {
+            self.digest.remove(&offer.key);
+            self.tombstones.insert(version);
+        } else {
+            self.digest.insert(&offer.key, offer.leaf);
+        }
+        let key = offer.key.clone();
+        if let Some(old) = self.slots.insert(key.clone(), Slot { version, offer, deleted }) {
+            self.by_version.remove(&old.version);
+            self.tombstones.remove(&old.version);
+        }
+        self.by_version.insert(version, key);
+        self.head = version;
+    }
+
+    /// Forgets tombstones that every cursor has passed, and the oldest beyond the cap.
+    fn trim_tombstones(&mut self) {
+        let slowest = self.cursors.values().map(|c| c.at).min().unwrap_or(self.head);
+        while let Some(&oldest) = self.tombstones.first() {
+            if oldest > slowest && self.tombstones.len() <= TOMBSTONES_MAX {
+                break;
+            }
+            self.tombstones.remove(&oldest);
+            if let Some(key) = self.by_version.remove(&oldest) {
+                self.slots.remove(&key);
+            }
+            self.purged = oldest;
+        }
+    }
+
+    /// Up to [`PLAN_MAX`] keys with a version above `cursor`, in key order; `None` if there are more.
+    fn plan(&self, cursor: u64) -> Option<BTreeSet<Arc<str>>> {
+        let mut keys = BTreeSet::new();
+        for (_, key) in self.by_version.range((Bound::Excluded(cursor), Bound::Unbounded)) {
+            if keys.len() == PLAN_MAX {
+                return None;
+            }
+            keys.insert(key.clone());
+        }
+        Some(keys)
+    }
+}
+
+#[derive(Debug)]
+struct Pass {
+    /// Head when the pass began: what it brings the cursor to.
+    target: u64,
+    /// Last key visited.
+    position: Option<Arc<str>>,
+    /// The keys to visit, when few were behind; else all keys are walked.
+    plan: Option<BTreeSet<Arc<str>>>,
+}
+
+/// What a subscription has to say next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Send this.
+    Change(Change),
+    /// Everything up to the head was handed out.
+    AtHead,
+    /// Deletions that this subscription hasn't passed were forgotten: begin again with the whole set.
+    Resync,
+}
+
+/// One consumer's place in a view. Dropping it lets go of the tombstones kept for it.
+#[derive(Debug)]
+pub struct Subscription {
+    view: Arc<View>,
+    id: u64,
+    owner: Arc<str>,
+    /// Everything at or below this version was handed out.
+    cursor: u64,
+    /// Head at the start of a fresh subscription: older tombstones were never announced on it.
+    born: u64,
+    pass: Option<Pass>,
+    /// Versions handed out in this pass beyond its target, so that the next one doesn't repeat
+    /// them; bounded by [`PLAN_MAX`], beyond which a repetition is harmless.
+    ahead: BTreeMap<Arc<str>, u64>,
+}
+
+impl Subscription {
+    /// The view it reads.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// Moves to a fork of the view without losing the place. The fork must stem from this view
+    /// (or this from it): versions are compared across them.
+    pub fn move_to(&mut self, view: &Arc<View>) {
+        if Arc::ptr_eq(&self.view, view) {
+            return;
+        }
+        view.lock().cursors.insert(self.id, self.place());
+        let old = std::mem::replace(&mut self.view, view.clone());
+        old.lock().cursors.remove(&self.id);
+        // The pass begins anew at the cursor: at worst some keys are sent twice.
+        self.pass = None;
+    }
+
+    fn place(&self) -> Cursor {
+        Cursor { owner: self.owner.clone(), at: self.cursor }
+    }
+
+    /// Starts over with the whole set.
+    pub fn restart(&mut self) {
+        let mut state = self.view.lock();
+        self.cursor = 0;
+        self.born = state.head;
+        state.cursors.insert(self.id, self.place());
+        drop(state);
+        self.pass = None;
+        self.ahead.clear();
+    }
+
+    /// How many keys are behind the cursor, at most `max`.
+    pub fn behind(&self, max: usize) -> usize {
+        let state = self.view.lock();
+        state.by_version.range((Bound::Excluded(self.cursor), Bound::Unbounded)).take(max).count()
+    }
+
+    /// The next change, at its latest value.
+    pub fn take_next(&mut self) -> Next {
+        let view = self.view.clone();
+        let mut state = view.lock();
+        loop {
+            // A fresh subscription needs only tombstones younger than itself.
+            if state.purged > self.cursor.max(self.born) {
+                return Next::Resync;
+            }
+            if self.pass.is_none() {
+                if self.cursor >= state.head {
+                    return Next::AtHead;
+                }
+                self.pass = Some(Pass { target: state.head, position: None, plan: state.plan(self.cursor) });
+            }
+            match self.advance(&state) {
+                Some(change) => return Next::Change(change),
+                None => self.end_pass(&mut state),
+            }
+        }
+    }
+
+    /// The set as of now, if everything up to the head was handed out and absence means absence.
+    /// One step under the view's lock: what a bookmark may say.
+    pub fn bookmark(&self) -> Option<Summary> {
+        let mut state = self.view.lock();
+        (state.ready && self.pass.is_none() && self.cursor >= state.head).then(|| state.summary())
+    }
+
+    fn advance(&mut self, state: &State) -> Option<Change> {
+        let pass = self.pass.as_mut()?;
+        loop {
+            let key = match &mut pass.plan {
+                Some(plan) => plan.pop_first()?,
+                None => {
+                    let from = match &pass.position {
+                        Some(key) => Bound::Excluded(key.clone()),
+                        None => Bound::Unbounded,
+                    };
+                    let mut rest = state.slots.range((from, Bound::Unbounded));
+                    rest.find(|(_, slot)| slot.version > self.cursor)?.0.clone()
+                }
+            };
+            pass.position = Some(key.clone());
+            let Some(slot) = state.slots.get(&key) else { continue };
+            let announced = !slot.deleted || slot.version > self.born;
+            let repeated = self.ahead.get(&key) == Some(&slot.version);
+            if slot.version <= self.cursor || !announced || repeated {
+                continue;
+            }
+            if slot.version > pass.target && self.ahead.len() < PLAN_MAX {
+                self.ahead.insert(key, slot.version);
+            }
+            return Some(Change { version: slot.version, offer: slot.offer.clone(), deleted: slot.deleted });
+        }
+    }
+
+    fn end_pass(&mut self, state: &mut State) {
+        let Some(pass) = self.pass.take() else { return };
+        self.cursor = pass.target;
+        self.ahead.retain(|_, version| *version > pass.target);
+        state.cursors.insert(self.id, self.place());
+        state.trim_tombstones();
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut state = self.view.lock();
+        state.cursors.remove(&self.id);
+        state.trim_tombstones();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn wanted(entries: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<Offer>> {
+        let offer = |k: &str, v: &str| Arc::new(Offer::new("t", k, Bytes::copy_from_slice(v.as_bytes())));
+        entries.iter().map(|(k, v)| (Arc::from(*k), offer(k, v))).collect()
+    }
+
+    fn drain(sub: &mut Subscription) -> Vec<String> {
+        let mut out = vec![];
+        while let Next::Change(c) = sub.take_next() {
+            let value = String::from_utf8_lossy(&c.offer.value).into_owned();
+            out.push(if c.deleted {
+                format!("-{}", c.offer.key)
+            } else {
+                format!("{}={value}", c.offer.key)
+            });
+        }
+        out
+    }
+
+    #[test]
+    fn a_subscription_gets_the_state_in_key_order_then_changes_at_their_latest() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("b", "1"), ("a", "1"), ("c", "1")]), true, &v);
+        let (mut sub, equal) = view.subscribe("p", None);
+        assert!(!equal);
+        assert_eq!(drain(&mut sub), ["a=1", "b=1", "c=1"]);
+        view.set(&wanted(&[("b", "2"), ("a", "1"), ("c", "1")]), true, &v);
+        view.set(&wanted(&[("b", "3"), ("a", "1")]), true, &v);
+        assert_eq!(drain(&mut sub), ["b=3", "-c"]);
+        assert_eq!(sub.bookmark().unwrap().count, 2);
+    }
+
+    #[test]
+    fn a_fresh_subscription_is_not_told_of_deletions_before_its_time() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("a", "1"), ("b", "1")]), true, &v);
+        let (_keeps_the_tombstone, _) = view.subscribe("p", None);
+        view.set(&wanted(&[("a", "1")]), true, &v);
+        let (mut sub, _) = view.subscribe("p", None);
+        assert_eq!(drain(&mut sub), ["a=1"]);
+    }
+
+    #[test]
+    fn an_equal_root_places_the_subscription_at_the_head() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("a", "1")]), true, &v);
+        let root = view.summary().root;
+        let (mut sub, equal) = view.subscribe("p", Some(&root));
+        assert!(equal);
+        assert_eq!(sub.take_next(), Next::AtHead);
+        view.set(&wanted(&[]), true, &v);
+        assert_eq!(drain(&mut sub), ["-a"]);
+    }
+
+    #[test]
+    fn an_unread_source_deletes_nothing_and_allows_no_bookmark() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("a", "1")]), true, &v);
+        let (mut sub, _) = view.subscribe("p", None);
+        drain(&mut sub);
+        view.set(&wanted(&[]), false, &v);
+        assert_eq!(drain(&mut sub), Vec::<String>::new());
+        assert_eq!(sub.bookmark(), None);
+        view.set(&wanted(&[]), true, &v);
+        assert_eq!(drain(&mut sub), ["-a"]);
+        assert!(sub.bookmark().is_some());
+    }
+
+    #[test]
+    fn forgotten_deletions_make_a_slow_subscription_start_over() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("x", "1")]), true, &v);
+        let (mut slow, _) = view.subscribe("p", None);
+        drain(&mut slow);
+        let many: Vec<String> = (0..=TOMBSTONES_MAX).map(|i| format!("k{i:06}")).collect();
+        let all: Vec<(&str, &str)> = many.iter().map(|k| (k.as_str(), "1")).collect();
+        view.set(&wanted(&all), true, &v);
+        view.set(&wanted(&[("y", "1")]), true, &v);
+        assert_eq!(slow.take_next(), Next::Resync);
+        slow.restart();
+        assert_eq!(drain(&mut slow), ["y=1"]);
+    }
+
+    #[test]
+    fn a_subscription_keeps_its_place_when_its_view_is_split() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("a", "1"), ("b", "1")]), true, &v);
+        let (mut sub, _) = view.subscribe("p", None);
+        drain(&mut sub);
+        let fork = view.fork(&["p".into()].into());
+        fork.set(&wanted(&[("b", "1"), ("c", "1")]), true, &v);
+        sub.move_to(&fork);
+        assert_eq!(drain(&mut sub), ["-a", "c=1"]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Whatever happens between the steps, a consumer that applies what it is handed ends
+        /// with exactly the view, never sees a key go back, and a bookmark is never early.
+        #[test]
+        fn the_consumer_ends_with_exactly_the_view(
+            steps in proptest::collection::vec((proptest::collection::btree_map(0u16..400, 0u8..3, 0..400), 0usize..300), 1..12)
+        ) {
+            let (view, versions) = (View::new("t"), VersionCounter::default());
+            let (mut sub, _) = view.subscribe("p", None);
+            let mut held: BTreeMap<Arc<str>, Bytes> = BTreeMap::new();
+            let mut seen: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+            let mut last = BTreeMap::new();
+            let total = steps.len();
+            for (i, (set, reads)) in steps.into_iter().enumerate() {
+                last = set.iter().map(|(k, v)| {
+                    let key = format!("{k:03}");
+                    (Arc::from(key.as_str()), Arc::new(Offer::new("t", &key, Bytes::from(vec![*v]))))
+                }).collect();
+                view.set(&last, true, &versions);
+                let reads = if i + 1 == total { usize::MAX } else { reads };
+                for _ in 0..reads {
+                    match sub.take_next() {
+                        Next::Change(c) => {
+                            prop_assert!(seen.insert(c.offer.key.clone(), c.version).is_none_or(|old| old <= c.version));
+                            if c.deleted { held.remove(&c.offer.key); } else { held.insert(c.offer.key.clone(), c.offer.value.clone()); }
+                        }
+                        Next::AtHead => break,
+                        Next::Resync => { sub.restart(); held.clear(); }
+                    }
+                    if let Some(mark) = sub.bookmark() { prop_assert_eq!(mark.count as usize, held.len()); }
+                }
+            }
+            let expected: BTreeMap<Arc<str>, Bytes> = last.iter().map(|(k, o)| (k.clone(), o.value.clone())).collect();
+            prop_assert_eq!(held, expected);
+            prop_assert!(sub.bookmark().is_some());
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The CA certificates of one trust domain. *Hardened to operator's files.*
+//!
+//! A bundle belongs to exactly one trust domain and is never joined with another. Everything in
+//! it could really have signed an acceptable certificate: what can't is refused at load, where an
+//! operator sees it, and not at the first handshake.
+
+use std::time::Duration;
+
+use hamlet_core::TrustDomain;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+use sha2::{Digest, Sha256};
+
+use crate::files::PEM_BYTES_MAX;
+use crate::inspect::inspect;
+
+/// Most CA certificates in one bundle. Rotation needs two or three.
+pub const ANCHORS_MAX: usize = 16;
+
+/// Why a file is not a trust bundle.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BundleError {
+    #[error(
+        "the bundle has no CA certificate; put the peer's CA in it (PEM, -----BEGIN CERTIFICATE-----), for \
+         example the ca.pem that `hamlet init` made there"
+    )]
+    Empty,
+    #[error(
+        "the bundle has {0} bytes, more than {PEM_BYTES_MAX}; keep only the peer's CA certificates in it"
+    )]
+    TooLarge(usize),
+    #[error("the bundle has more than {ANCHORS_MAX} certificates; keep only the peer's current CAs in it")]
+    TooMany,
+    #[error("the bundle can't be read as PEM: {0}; export it again")]
+    Pem(String),
+    #[error("certificate {at} of the bundle can't be read: {reason}; export it again")]
+    Malformed { at: usize, reason: String },
+    #[error(
+        "certificate {at} of the bundle ({subject}) is not a CA (no cA=true in its basic constraints); put \
+         the CA that signs the peer's certificates in the bundle, not the certificates themselves"
+    )]
+    NotCa { at: usize, subject: String },
+    #[error(
+        "certificate {at} of the bundle ({subject}) may not sign certificates (its key usage lacks \
+         keyCertSign); ask the peer for its signing CA"
+    )]
+    NoCertSign { at: usize, subject: String },
+    #[error(
+        "certificate {at} of the bundle ({subject}) has name constraints for URIs; the verifier does not \
+         support those, so every certificate under this CA would be refused; ask the peer for a CA without \
+         them (its ids are restricted to its trust domain here anyway)"
+    )]
+    NameConstraints { at: usize, subject: String },
+    #[error(
+        "certificate {at} of the bundle ({subject}) has {key}; use ECDSA P-256 or P-384, Ed25519, or RSA of \
+         2048 bits or more"
+    )]
+    Key { at: usize, subject: String, key: String },
+    #[error(
+        "certificate {at} of the bundle belongs to {found}, not to {expected}; check whose bundle it is, or \
+         the trustDomain of the peer"
+    )]
+    OtherDomain { at: usize, found: String, expected: TrustDomain },
+}
+
+/// One CA certificate of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// Its subject, as text.
+    pub subject: String,
+    /// SHA-256 of the certificate.
+    pub fingerprint: [u8; 32],
+    /// End of its validity, since the epoch.
+    pub not_after: Duration,
+}
+
+/// The CAs of one trust domain, never empty.
+#[derive(Debug, Clone)]
+pub struct TrustBundle {
+    domain: TrustDomain,
+    anchors: Vec<Anchor>,
+    parsed: Vec<TrustAnchor<'static>>,
+}
+
+impl PartialEq for TrustBundle {
+    fn eq(&self, other: &TrustBundle) -> bool {
+        self.domain == other.domain && self.anchors == other.anchors
+    }
+}
+
+impl TrustBundle {
+    /// Reads the certificates in `pem` as the CAs of `domain`. Other PEM sections are skipped, so
+    /// that a file with comments or CRLs is fine. An expired CA is kept (it may stand beside its
+    /// successor) but proves nothing.
+    pub fn from_pem(domain: TrustDomain, pem: &[u8]) -> Result<TrustBundle, BundleError> {
+        if pem.len() > PEM_BYTES_MAX {
+            return Err(BundleError::TooLarge(pem.len()));
+        }
+        let mut ders: Vec<CertificateDer<'static>> = Vec::new();
+        for section in CertificateDer::pem_slice_iter(pem) {
+            let der = section.map_err(|e| BundleError::Pem(e.to_string()))?;
+            if ders.contains(&der) {
+                continue;
+            }
+            if ders.len() == ANCHORS_MAX {
+                return Err(BundleError::TooMany);
+            }
+            ders.push(der);
+        }
+        if ders.is_empty() {
+            return Err(BundleError::Empty);
+        }
+        let (mut anchors, mut parsed) = (Vec::new(), Vec::new());
+        for (index, der) in ders.into_iter().enumerate() {
+            let (anchor, trust) = read_anchor(&domain, index + 1, der)?;
+            anchors.push(anchor);
+            parsed.push(trust);
+        }
+        Ok(TrustBundle { domain, anchors, parsed })
+    }
+
+    /// The trust domain these CAs speak for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.domain
+    }
+
+    /// The CA certificates.
+    pub fn anchors(&self) -> &[Anchor] {
+        &self.anchors
+    }
+
+    /// SHA-256 of each CA certificate, in file order.
+    pub fn fingerprints(&self) -> Vec<[u8; 32]> {
+        self.anchors.iter().map(|a| a.fingerprint).collect()
+    }
+
+    /// When the first of them expires, since the epoch.
+    pub fn earliest_not_after(&self) -> Duration {
+        self.anchors.iter().map(|a| a.not_after).min().unwrap_or_default()
+    }
+
+    /// The anchors that have not expired at `now`.
+    pub(crate) fn usable(&self, now: Duration) -> Vec<TrustAnchor<'_>> {
+        let pairs = self.anchors.iter().zip(&self.parsed);
+        pairs.filter(|(anchor, _)| anchor.not_after >= now).map(|(_, parsed)| parsed.clone()).collect()
+    }
+
+    /// When the anchor with this name and key expires.
+    pub(crate) fn anchor_not_after(&self, used: &TrustAnchor<'_>) -> Duration {
+        let same = |p: &TrustAnchor<'_>| {
+            p.subject == used.subject && p.subject_public_key_info == used.subject_public_key_info
+        };
+        let pairs = self.anchors.iter().zip(&self.parsed);
+        pairs.filter(|(_, p)| same(p)).map(|(a, _)| a.not_after).max().unwrap_or_default()
+    }
+}
+
+fn read_anchor(
+    domain: &TrustDomain,
+    at: usize,
+    der: CertificateDer<'static>,
+) -> Result<(Anchor, TrustAnchor<'static>), BundleError> {
+    let cert = inspect(&der).map_err(|reason| BundleError::Malformed { at, reason })?;
+    let subject = cert.subject;
+    if !cert.is_ca {
+        return Err(BundleError::NotCa { at, subject });
+    }
+    if cert.key_usage.is_some_and(|usage| !usage.key_cert_sign) {
+        return Err(BundleError::NoCertSign { at, subject });
+    }
+    if cert.constrains_uris {
+        return Err(BundleError::NameConstraints { at, subject });
+    }
+    if let Some(key) = cert.bad_key {
+        return Err(BundleError::Key { at, subject, key });
+    }
+    // A CA may say whose it is (X509-SVID, 4.1). Where it says so it must be the right one.
+    for uri in cert.uris.iter().filter(|uri| uri.starts_with("spiffe://")) {
+        let found = uri.trim_start_matches("spiffe://").split('/').next().unwrap_or_default();
+        if found != domain.as_str() {
+            let found = crate::inspect::plain(uri);
+            return Err(BundleError::OtherDomain { at, found, expected: domain.clone() });
+        }
+    }
+    let trust = webpki::anchor_from_trusted_cert(&der)
+        .map_err(|e| BundleError::Malformed { at, reason: e.to_string() })?
+        .to_owned();
+    let fingerprint = Sha256::digest(&der).into();
+    Ok((Anchor { der, subject, fingerprint, not_after: cert.not_after }, trust))
+}

@@ -1,0 +1,261 @@
+//! Our own certificate, the agent's or the gateway's, with hot reload.
+//!
+//! It watches nothing itself ([`crate::watch`] does). Invariant: what is presented is always a
+//! whole, matching pair of certificate and key that keeps the same rules as a peer's; a bad new
+//! pair leaves the last good one in place.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hamlet_core::SpiffeId;
+use hamlet_runtime::Clock;
+use parking_lot::Mutex;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use crate::files::{FileError, read_key, read_public};
+use crate::inspect::inspect;
+use crate::tls::provider;
+use crate::verify::{CHAIN_MAX, Usage, VerifyError, check_leaf, time_text};
+
+/// Why a certificate and its key can't be our identity.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum IdentityError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{cert} has no certificate; put the leaf in it (PEM), then its intermediates")]
+    NoCertificate { cert: String },
+    #[error(
+        "{cert} has more than {CHAIN_MAX} certificates; keep the leaf and its intermediates, without the root"
+    )]
+    ChainTooLong { cert: String },
+    #[error("{file} can't be read as PEM: {error}; write it again")]
+    Pem { file: String, error: String },
+    #[error("{key} has no usable private key: {error}; use an unencrypted PKCS#8, SEC1 or PKCS#1 key in PEM")]
+    Key { key: String, error: String },
+    #[error("{key} is not the key of the certificate in {cert}; replace both files together")]
+    Mismatch { cert: String, key: String },
+    #[error("{cert} can't be our identity: {error}")]
+    Leaf { cert: String, error: VerifyError },
+    #[error("the certificate in {cert} expired at {}; renew it", time_text(.not_after))]
+    Expired { cert: String, not_after: Duration },
+}
+
+struct Current {
+    key: Arc<CertifiedKey>,
+    id: SpiffeId,
+    dns_names: Vec<String>,
+    not_after: Duration,
+    /// Of the two files, to tell a change from a touch.
+    stamp: [u8; 32],
+}
+
+enum Origin {
+    Files { cert: PathBuf, key: PathBuf },
+    Memory,
+}
+
+/// One leaf certificate with its key: what we present in handshakes.
+pub struct LocalIdentity {
+    origin: Origin,
+    clock: Arc<dyn Clock>,
+    current: ArcSwap<Current>,
+    last_error: Mutex<Option<String>>,
+    generation: watch::Sender<u64>,
+}
+
+impl fmt::Debug for LocalIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalIdentity").field("id", &self.spiffe_id()).finish_non_exhaustive()
+    }
+}
+
+impl LocalIdentity {
+    /// Loads a certificate chain (leaf first) and its key. An expired leaf is loaded with a
+    /// warning, so that a restarted agent can serve what it knows; peers will refuse it.
+    pub fn from_pem_files(
+        cert: &Path,
+        key: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<LocalIdentity>, IdentityError> {
+        let origin = Origin::Files { cert: cert.to_owned(), key: key.to_owned() };
+        let (cert_pem, key_pem) = (read_public(cert)?, read_key(key)?);
+        LocalIdentity::load(origin, &cert_pem, &key_pem, clock)
+    }
+
+    /// The same from memory; there is nothing to reload then.
+    pub fn from_pem(
+        cert_pem: &[u8],
+        key_pem: &[u8],
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<LocalIdentity>, IdentityError> {
+        LocalIdentity::load(Origin::Memory, cert_pem, key_pem, clock)
+    }
+
+    fn load(
+        origin: Origin,
+        cert_pem: &[u8],
+        key_pem: &[u8],
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<LocalIdentity>, IdentityError> {
+        let current = read_pair(&origin, cert_pem, key_pem)?;
+        if current.not_after < clock.wall() {
+            let until = time_text(&current.not_after);
+            tracing::warn!(id = %current.id, %until, "our certificate has expired; peers will refuse it: renew it");
+        }
+        Ok(Arc::new(LocalIdentity {
+            origin,
+            clock,
+            current: ArcSwap::from_pointee(current),
+            last_error: Mutex::new(None),
+            generation: watch::Sender::new(0),
+        }))
+    }
+
+    /// Reads the files again. `Ok(true)` if a new pair is now presented. On error (also a
+    /// half-written pair, or a leaf that has expired already) the last good one stays and the
+    /// error is kept in [`Self::last_error`].
+    pub fn reload(&self) -> Result<bool, IdentityError> {
+        let result = self.try_reload();
+        *self.last_error.lock() = result.as_ref().err().map(ToString::to_string);
+        if matches!(result, Ok(true)) {
+            self.generation.send_modify(|generation| *generation += 1);
+        }
+        result
+    }
+
+    fn try_reload(&self) -> Result<bool, IdentityError> {
+        let Origin::Files { cert, key } = &self.origin else { return Ok(false) };
+        let (cert_pem, key_pem) = (read_public(cert)?, read_key(key)?);
+        let old = self.current.load();
+        if stamp(&cert_pem, &key_pem) == old.stamp {
+            return Ok(false);
+        }
+        let new = read_pair(&self.origin, &cert_pem, &key_pem)?;
+        if new.not_after < self.clock.wall() {
+            return Err(IdentityError::Expired { cert: cert_name(&self.origin), not_after: new.not_after });
+        }
+        if new.id != old.id {
+            tracing::warn!(old = %old.id, new = %new.id, "our id changed; peers must list the new one");
+        }
+        self.current.store(Arc::new(new));
+        Ok(true)
+    }
+
+    /// The id we prove.
+    pub fn spiffe_id(&self) -> SpiffeId {
+        self.current.load().id.clone()
+    }
+
+    /// DNS SANs of the leaf.
+    pub fn dns_names(&self) -> Vec<String> {
+        self.current.load().dns_names.clone()
+    }
+
+    /// End of the validity of our chain, since the epoch.
+    pub fn not_after(&self) -> Duration {
+        self.current.load().not_after
+    }
+
+    /// The chain we present, leaf first.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.current.load().key.cert.clone()
+    }
+
+    /// SHA-256 of our leaf.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let current = self.current.load();
+        Sha256::digest(current.key.cert.first().map(AsRef::as_ref).unwrap_or_default()).into()
+    }
+
+    /// What the last reload failed with; `None` after a good one.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+
+    /// Bumped whenever a new pair is presented.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
+        self.current.load().key.clone()
+    }
+
+    /// The folders to watch and the files in them.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        match &self.origin {
+            Origin::Files { cert, key } => vec![cert.clone(), key.clone()],
+            Origin::Memory => Vec::new(),
+        }
+    }
+}
+
+fn cert_name(origin: &Origin) -> String {
+    match origin {
+        Origin::Files { cert, .. } => cert.display().to_string(),
+        Origin::Memory => "the given certificate".to_owned(),
+    }
+}
+
+fn key_name(origin: &Origin) -> String {
+    match origin {
+        Origin::Files { key, .. } => key.display().to_string(),
+        Origin::Memory => "the given key".to_owned(),
+    }
+}
+
+fn stamp(cert_pem: &[u8], key_pem: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update((cert_pem.len() as u64).to_be_bytes());
+    hash.update(cert_pem);
+    hash.update(key_pem);
+    hash.finalize().into()
+}
+
+fn read_pair(origin: &Origin, cert_pem: &[u8], key_pem: &[u8]) -> Result<Current, IdentityError> {
+    let (cert, key) = (cert_name(origin), key_name(origin));
+    let mut chain: Vec<CertificateDer<'static>> = Vec::new();
+    for section in CertificateDer::pem_slice_iter(cert_pem) {
+        let error =
+            |e: rustls_pki_types::pem::Error| IdentityError::Pem { file: cert.clone(), error: e.to_string() };
+        chain.push(section.map_err(error)?);
+        if chain.len() > CHAIN_MAX {
+            return Err(IdentityError::ChainTooLong { cert });
+        }
+    }
+    let first = chain.first().ok_or(IdentityError::NoCertificate { cert: cert.clone() })?;
+    let bad = |error| IdentityError::Leaf { cert: cert.clone(), error };
+    let malformed = |at, reason| bad(VerifyError::Malformed { at, reason });
+    let leaf = inspect(first).map_err(|reason| malformed(1, reason))?;
+    let id = check_leaf(&leaf, &[Usage::Client, Usage::Server]).map_err(bad)?;
+    let mut not_after = leaf.not_after;
+    for (index, above) in chain.iter().enumerate().skip(1) {
+        let above = inspect(above).map_err(|reason| malformed(index + 1, reason))?;
+        not_after = not_after.min(above.not_after);
+    }
+    let no_key = |error: String| IdentityError::Key { key: key.clone(), error };
+    // The parser's error is not shown: it could quote what it read.
+    let private = PrivateKeyDer::from_pem_slice(key_pem)
+        .map_err(|_| no_key("no private key found in it".to_owned()))?;
+    let signer = provider()
+        .key_provider
+        .load_private_key(private)
+        .map_err(|_| no_key("unknown kind of key".to_owned()))?;
+    let certified = CertifiedKey::new(chain, signer);
+    certified.keys_match().map_err(|_| IdentityError::Mismatch { cert: cert.clone(), key: key.clone() })?;
+    Ok(Current {
+        key: Arc::new(certified),
+        id,
+        dns_names: leaf.dns,
+        not_after,
+        stamp: stamp(cert_pem, key_pem),
+    })
+}

@@ -1,0 +1,219 @@
+//! Whom we believe: one entry a peer, swapped as a whole, shared by all TLS configurations.
+//!
+//! Holds no socket and no configuration document. Invariant: a trust domain belongs to at most
+//! one peer, and an id listed for a peer lies in that peer's trust domain.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hamlet_core::{PeerName, SpiffeId, TrustDomain};
+use hamlet_runtime::Clock;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::bundle::TrustBundle;
+use crate::failures::RecentFailures;
+
+/// Which of a mesh's two workloads a certificate speaks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The agent: catalogue streams.
+    Agent,
+    /// The gateway: service traffic.
+    Gateway,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Agent => "agent",
+            Role::Gateway => "gateway",
+        })
+    }
+}
+
+/// What proves one peer. An empty list of ids means that nobody may play that role.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerTrust {
+    /// The peer's name in our configuration.
+    pub peer: PeerName,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its CAs, for that trust domain.
+    pub bundle: Arc<TrustBundle>,
+    /// The exact ids of its agents.
+    pub agent_ids: Vec<SpiffeId>,
+    /// The exact ids of its gateways.
+    pub gateway_ids: Vec<SpiffeId>,
+}
+
+impl PeerTrust {
+    /// The ids configured for `role`.
+    pub fn ids(&self, role: Role) -> &[SpiffeId] {
+        match role {
+            Role::Agent => &self.agent_ids,
+            Role::Gateway => &self.gateway_ids,
+        }
+    }
+}
+
+/// A peer whose certificate chain was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvenPeer {
+    /// Its name in our configuration.
+    pub peer: PeerName,
+    /// The id it proved.
+    pub id: SpiffeId,
+    /// The role it proved it for.
+    pub role: Role,
+    /// SHA-256 of its certificate.
+    pub fingerprint: [u8; 32],
+    /// When the proof ends: the earliest end of validity in the chain, the CA included, since the
+    /// epoch.
+    pub not_after: Duration,
+}
+
+/// Why a set of peers can't be believed together. The table keeps its last state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum TrustError {
+    #[error("peer {0} is there twice; give each peer a name of its own")]
+    DuplicatePeer(PeerName),
+    #[error(
+        "trust domain {domain} belongs to peer {first} and to peer {second}; a trust domain has one owner: \
+         make them one peer"
+    )]
+    DuplicateTrustDomain { domain: TrustDomain, first: PeerName, second: PeerName },
+    #[error(
+        "peer {peer} has our own trust domain {domain}; a peer is another mesh with its own trust domain"
+    )]
+    OwnTrustDomain { peer: PeerName, domain: TrustDomain },
+    #[error("the {role} id {id} of peer {peer} is not in its trust domain {domain}; correct the id")]
+    ForeignId { peer: PeerName, role: Role, id: SpiffeId, domain: TrustDomain },
+    #[error("peer {peer} has trust domain {domain} but a bundle for {bundle}; load the bundle for {domain}")]
+    ForeignBundle { peer: PeerName, domain: TrustDomain, bundle: TrustDomain },
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    by_name: BTreeMap<PeerName, Arc<PeerTrust>>,
+    by_domain: BTreeMap<TrustDomain, Arc<PeerTrust>>,
+}
+
+/// All peers we believe. Readers see one whole state; a replaced state acts on the next check.
+pub struct TrustTable {
+    clock: Arc<dyn Clock>,
+    peers: ArcSwap<Peers>,
+    own: Mutex<Option<TrustDomain>>,
+    generation: watch::Sender<u64>,
+    failures: RecentFailures,
+}
+
+impl fmt::Debug for TrustTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peers: Vec<PeerName> = self.peers.load().by_name.keys().cloned().collect();
+        f.debug_struct("TrustTable").field("peers", &peers).finish_non_exhaustive()
+    }
+}
+
+impl TrustTable {
+    /// A table that believes nobody. Validity is judged by `clock`'s wall time.
+    pub fn new(clock: Arc<dyn Clock>) -> Arc<TrustTable> {
+        Arc::new(TrustTable {
+            clock,
+            peers: ArcSwap::default(),
+            own: Mutex::new(None),
+            generation: watch::Sender::new(0),
+            failures: RecentFailures::default(),
+        })
+    }
+
+    /// Sets our own trust domain, which no peer may have. Judged at the next [`Self::replace`].
+    pub fn set_own_trust_domain(&self, domain: TrustDomain) {
+        *self.own.lock() = Some(domain);
+    }
+
+    /// Swaps in a new set of peers, whole or not at all.
+    pub fn replace(&self, peers: Vec<PeerTrust>) -> Result<(), TrustError> {
+        // Held over the swap, so that two callers can't bump in another order than they swapped.
+        let own = self.own.lock();
+        let next = check(peers, own.as_ref())?;
+        self.peers.store(Arc::new(next));
+        self.generation.send_modify(|generation| *generation += 1);
+        Ok(())
+    }
+
+    /// The peer of that name.
+    pub fn peer(&self, name: &PeerName) -> Option<Arc<PeerTrust>> {
+        self.peers.load().by_name.get(name).cloned()
+    }
+
+    /// The peer that owns that trust domain.
+    pub fn peer_of_domain(&self, domain: &TrustDomain) -> Option<Arc<PeerTrust>> {
+        self.peers.load().by_domain.get(domain).cloned()
+    }
+
+    /// All peers, by name.
+    pub fn peers(&self) -> Vec<Arc<PeerTrust>> {
+        self.peers.load().by_name.values().cloned().collect()
+    }
+
+    /// The generation, bumped at each replace after the new state is visible.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// The last refusals.
+    pub fn failures(&self) -> &RecentFailures {
+        &self.failures
+    }
+
+    /// Wall clock since the epoch.
+    pub(crate) fn wall(&self) -> Duration {
+        self.clock.wall()
+    }
+}
+
+fn check(peers: Vec<PeerTrust>, own: Option<&TrustDomain>) -> Result<Peers, TrustError> {
+    let mut next = Peers::default();
+    for trust in peers {
+        let (peer, domain) = (&trust.peer, &trust.trust_domain);
+        if own == Some(domain) {
+            return Err(TrustError::OwnTrustDomain { peer: peer.clone(), domain: domain.clone() });
+        }
+        if trust.bundle.trust_domain() != domain {
+            return Err(TrustError::ForeignBundle {
+                peer: peer.clone(),
+                domain: domain.clone(),
+                bundle: trust.bundle.trust_domain().clone(),
+            });
+        }
+        for role in [Role::Agent, Role::Gateway] {
+            if let Some(id) = trust.ids(role).iter().find(|id| id.trust_domain() != domain) {
+                return Err(TrustError::ForeignId {
+                    peer: peer.clone(),
+                    role,
+                    id: id.clone(),
+                    domain: domain.clone(),
+                });
+            }
+        }
+        if let Some(first) = next.by_domain.get(domain) {
+            return Err(TrustError::DuplicateTrustDomain {
+                domain: domain.clone(),
+                first: first.peer.clone(),
+                second: peer.clone(),
+            });
+        }
+        if next.by_name.contains_key(peer) {
+            return Err(TrustError::DuplicatePeer(peer.clone()));
+        }
+        let trust = Arc::new(trust);
+        next.by_domain.insert(trust.trust_domain.clone(), trust.clone());
+        next.by_name.insert(trust.peer.clone(), trust);
+    }
+    Ok(next)
+}

@@ -1,0 +1,153 @@
+//! Hot reload: notices changed certificate files and reads them again.
+//!
+//! Watches the *parent folders* (an orchestrator swaps a symlink beside the files, an editor
+//! renames a new file into place), asks only whether something changed, and looks anew every
+//! [`POLL`] as well, since events get lost. It publishes nothing half-written: that is
+//! [`LocalIdentity::reload`]'s promise.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hamlet_runtime::Shutdown;
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use sha2::{Digest, Sha256};
+use tokio::sync::{Notify, watch};
+
+use crate::files::read_public;
+use crate::local::LocalIdentity;
+
+/// How often files are looked at without an event.
+pub const POLL: Duration = Duration::from_secs(30);
+/// Events within this time are one change: two files are seldom replaced in the same instant.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The task that keeps identities fresh and tells when other files (trust bundles) changed.
+pub struct IdentityWatch {
+    identities: Vec<Arc<LocalIdentity>>,
+    others: BTreeMap<PathBuf, Option<[u8; 32]>>,
+    changed: watch::Sender<u64>,
+    poll: Duration,
+}
+
+impl IdentityWatch {
+    /// Watches the files of `identities`.
+    pub fn new(identities: Vec<Arc<LocalIdentity>>) -> IdentityWatch {
+        IdentityWatch { identities, others: BTreeMap::new(), changed: watch::Sender::new(0), poll: POLL }
+    }
+
+    /// Also watches `files`, such as trust bundles: [`Self::files_changed`] bumps when the content
+    /// of one of them differs from what it was at this call, or it appears or goes.
+    pub fn with_files(mut self, files: impl IntoIterator<Item = PathBuf>) -> IdentityWatch {
+        self.others.extend(files.into_iter().map(|path| {
+            let stamp = content(&path);
+            (path, stamp)
+        }));
+        self
+    }
+
+    /// Looks without an event this often instead of every [`POLL`].
+    pub fn with_poll(mut self, poll: Duration) -> IdentityWatch {
+        self.poll = poll;
+        self
+    }
+
+    /// Bumped when one of the other files changed. The reader decides what to do about it.
+    pub fn files_changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Runs until `shutdown` begins.
+    pub async fn run(mut self, shutdown: Shutdown) {
+        let event = Arc::new(Notify::new());
+        // Kept alive for as long as the task: dropping it ends the events.
+        let _watcher = match watch_folders(&self.folders(), event.clone()) {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                let seconds = self.poll.as_secs();
+                tracing::warn!(%error, seconds, "no file events; certificate files are looked at in intervals");
+                None
+            }
+        };
+        // What changed between loading and watching.
+        self.look();
+        'looks: loop {
+            tokio::select! {
+                () = shutdown.begun() => break 'looks,
+                () = event.notified() => {
+                    if shutdown.or_begun(tokio::time::sleep(SETTLE)).await.is_none() {
+                        break 'looks;
+                    }
+                }
+                () = tokio::time::sleep(self.poll) => {}
+            }
+            self.look();
+        }
+    }
+
+    /// Reads everything once. A few small local files: not worth a thread of their own.
+    fn look(&mut self) {
+        for identity in &self.identities {
+            let before = identity.last_error();
+            match identity.reload() {
+                Ok(true) => tracing::info!(id = %identity.spiffe_id(), "certificate reloaded"),
+                Ok(false) => {}
+                // The same error again is no news.
+                Err(error) if before.as_deref() == Some(error.to_string().as_str()) => {}
+                Err(error) => {
+                    let id = identity.spiffe_id();
+                    tracing::warn!(%id, %error, "new certificate refused; the last good one stays");
+                }
+            }
+        }
+        let mut any = false;
+        for (path, stamp) in &mut self.others {
+            let now = content(path);
+            if now != *stamp {
+                *stamp = now;
+                any = true;
+            }
+        }
+        if any {
+            self.changed.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    fn folders(&self) -> BTreeSet<PathBuf> {
+        let ours = self.identities.iter().flat_map(|identity| identity.files());
+        ours.chain(self.others.keys().cloned())
+            .map(|file| match file.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+                _ => Path::new(".").to_owned(),
+            })
+            .collect()
+    }
+}
+
+fn content(path: &Path) -> Option<[u8; 32]> {
+    Some(Sha256::digest(read_public(path).ok()?).into())
+}
+
+/// Starts events for all folders that can be watched; one that can't is left to the poll.
+fn watch_folders(folders: &BTreeSet<PathBuf>, event: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |found: notify::Result<notify::Event>| {
+        if found.is_ok_and(|found| is_own_reading(found.kind)) {
+            return;
+        }
+        event.notify_one();
+    })?;
+    for folder in folders {
+        if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
+            let folder = folder.display();
+            tracing::warn!(%folder, %error, "no events for this folder; its files are looked at in intervals");
+        }
+    }
+    Ok(watcher)
+}
+
+/// Opening and reading are events too, and our own look would wake us for ever.
+fn is_own_reading(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+}

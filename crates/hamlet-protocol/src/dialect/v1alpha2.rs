@@ -1,0 +1,275 @@
+//! `federation.resourcediscovery.v1alpha2` on the wire. *Hardened to untrusted peer.*
+//!
+//! Offers are written without building a message: the shared value is copied between small
+//! headers, then nonce and context follow (proto3 allows fields in any order).
+
+use bytes::{Buf, BufMut};
+use hamlet_core::view::Change;
+use hamlet_core::{Rejection, RejectionCode};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use super::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
+use crate::wire::federation::resourcediscovery::v1alpha2 as pb;
+use crate::wire::google::protobuf::Any;
+use crate::wire::google::rpc;
+
+/// Path of the stream's method.
+pub const PATH: &str = "/federation.resourcediscovery.v1alpha2.DiscoveryService/EstablishStream";
+
+/// Our domain in `google.rpc.ErrorInfo`.
+const ERROR_DOMAIN: &str = "hamlet.dev";
+const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
+
+/// The codec of one stream; it knows what every message of the stream repeats.
+#[derive(Debug, Clone)]
+pub struct V2Codec {
+    /// The stream's resource type.
+    pub resource_url: &'static str,
+    /// The context value, if one is configured.
+    pub context: Secret,
+}
+
+impl Codec for V2Codec {
+    type Encode = Outgoing;
+    type Decode = Incoming;
+    type Encoder = V2Codec;
+    type Decoder = V2Codec;
+
+    fn encoder(&mut self) -> V2Codec {
+        self.clone()
+    }
+    fn decoder(&mut self) -> V2Codec {
+        self.clone()
+    }
+}
+
+impl Encoder for V2Codec {
+    type Item = Outgoing;
+    type Error = Status;
+
+    fn encode(&mut self, item: Outgoing, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        self.write(&item, dst);
+        Ok(())
+    }
+}
+
+impl Decoder for V2Codec {
+    type Item = Incoming;
+    type Error = Status;
+
+    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
+        let bytes = src.remaining();
+        let message = pb::BidirectionalStream::decode(src).map_err(|_| {
+            Status::invalid_argument("the message is not a v1alpha2 BidirectionalStream; check the encoder")
+        })?;
+        Ok(Some(incoming(message, bytes)))
+    }
+}
+
+/// Splits a decoded message.
+pub fn incoming(message: pb::BidirectionalStream, bytes: usize) -> Incoming {
+    let operation = |n: i32| match pb::stream_response::Operation::try_from(n) {
+        Ok(pb::stream_response::Operation::Upsert) => Operation::Upsert,
+        Ok(pb::stream_response::Operation::Delete) => Operation::Delete,
+        _ => Operation::Unknown(n),
+    };
+    // A control never travels in a response; one that does is ignored with its member.
+    let offer = message.response.map(|r| IncomingOffer {
+        nonce: r.nonce,
+        resource_url: r.resource_url,
+        key: r.resource_id,
+        resource: r.resource.map(|any| (any.type_url, any.value)),
+        operation: operation(r.operation),
+        context: r.context,
+    });
+    let request = message.request.map(|r| IncomingRequest {
+        resource_url: r.resource_url,
+        nonce: r.response_nonce,
+        status: r.status.map(|s| (s.code, s.message)),
+        context: r.context,
+        control: r.control,
+    });
+    Incoming { offer, request, bytes }
+}
+
+/// The gRPC status code of a refusal (protocol text, section 5).
+pub fn status_code(code: RejectionCode) -> i32 {
+    let code = match code {
+        RejectionCode::Malformed => tonic::Code::InvalidArgument,
+        RejectionCode::Policy => tonic::Code::PermissionDenied,
+        RejectionCode::Quota => tonic::Code::ResourceExhausted,
+        RejectionCode::NameTaken => tonic::Code::AlreadyExists,
+        RejectionCode::Unknown => tonic::Code::Unimplemented,
+        RejectionCode::Unavailable => tonic::Code::Unavailable,
+    };
+    code as i32
+}
+
+/// The status of an answer. An acknowledgement has one too, present and empty: peers crash
+/// without it.
+fn status(answer: &Result<(), Rejection>) -> rpc::Status {
+    let Err(rejection) = answer else { return rpc::Status::default() };
+    let detail = rpc::ErrorInfo {
+        reason: rejection.reason(),
+        domain: ERROR_DOMAIN.to_owned(),
+        metadata: [("field".to_owned(), rejection.field.clone())].into(),
+    };
+    rpc::Status {
+        code: status_code(rejection.code),
+        message: rejection.to_string(),
+        details: vec![Any { type_url: ERROR_INFO_URL.to_owned(), value: detail.encode_to_vec().into() }],
+    }
+}
+
+impl V2Codec {
+    /// Appends one message. It can't fail: the buffer grows.
+    pub fn write(&self, item: &Outgoing, dst: &mut impl BufMut) {
+        match item {
+            Outgoing::Offer { nonce, change } => self.write_offer(*nonce, change, dst),
+            other => {
+                let request = self.request(other);
+                let message = pb::BidirectionalStream { request: Some(request), response: None };
+                message.encode_raw_to(dst);
+            }
+        }
+    }
+
+    fn request(&self, item: &Outgoing) -> pb::StreamRequest {
+        let context = self.context.expose().to_owned();
+        let base = pb::StreamRequest { context, ..pb::StreamRequest::default() };
+        match item {
+            Outgoing::Subscribe { control } => pb::StreamRequest {
+                resource_url: self.resource_url.to_owned(),
+                control: control.clone(),
+                ..base
+            },
+            Outgoing::Control(control) => pb::StreamRequest { control: Some(control.clone()), ..base },
+            Outgoing::Answer { nonce, answer } => pb::StreamRequest {
+                resource_url: self.resource_url.to_owned(),
+                response_nonce: nonce.clone(),
+                status: Some(status(answer)),
+                ..base
+            },
+            Outgoing::Offer { .. } => base,
+        }
+    }
+
+    fn write_offer(&self, nonce: u64, change: &Change, dst: &mut impl BufMut) {
+        let url = self.resource_url;
+        let offer = &change.offer;
+        let nonce = nonce.to_string();
+        let context = self.context.expose();
+        let operation =
+            if change.deleted { pb::stream_response::Operation::Delete } else { pb::stream_response::Operation::Upsert };
+        let operation = operation as u64;
+        let any = field_len(1, url.len()) + field_len(2, offer.value.len());
+        let context_len = if context.is_empty() { 0 } else { field_len(6, context.len()) };
+        let response = field_len(1, nonce.len())
+            + field_len(2, url.len())
+            + field_len(3, offer.key.len())
+            + field_len(4, any)
+            + key_len(5)
+            + encoded_len_varint(operation)
+            + context_len;
+        put_header(2, response, dst);
+        put_field(1, nonce.as_bytes(), dst);
+        put_field(2, url.as_bytes(), dst);
+        put_field(3, offer.key.as_bytes(), dst);
+        put_header(4, any, dst);
+        put_field(1, url.as_bytes(), dst);
+        put_field(2, &offer.value, dst);
+        encode_key(5, WireType::Varint, dst);
+        encode_varint(operation, dst);
+        if context_len > 0 {
+            put_field(6, context.as_bytes(), dst);
+        }
+    }
+}
+
+fn field_len(tag: u32, len: usize) -> usize {
+    key_len(tag) + encoded_len_varint(len as u64) + len
+}
+
+fn put_header(tag: u32, len: usize, dst: &mut impl BufMut) {
+    encode_key(tag, WireType::LengthDelimited, dst);
+    encode_varint(len as u64, dst);
+}
+
+fn put_field(tag: u32, bytes: &[u8], dst: &mut impl BufMut) {
+    put_header(tag, bytes.len(), dst);
+    dst.put_slice(bytes);
+}
+
+trait EncodeRawTo {
+    fn encode_raw_to(&self, dst: &mut impl BufMut);
+}
+
+impl EncodeRawTo for pb::BidirectionalStream {
+    fn encode_raw_to(&self, dst: &mut impl BufMut) {
+        dst.put_slice(&self.encode_to_vec());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use hamlet_core::view::Offer;
+    use std::sync::Arc;
+
+    fn codec(context: &str) -> V2Codec {
+        V2Codec { resource_url: super::super::service::TYPE_URL, context: Secret::new(context) }
+    }
+
+    fn written(codec: &V2Codec, item: &Outgoing) -> Vec<u8> {
+        let mut out = vec![];
+        codec.write(item, &mut out);
+        out
+    }
+
+    #[test]
+    fn the_offer_writer_agrees_with_the_message_definition() {
+        for (context, deleted) in [("", false), ("secret", true)] {
+            let offer = Arc::new(Offer::new("t", "ledger", Bytes::from_static(b"value")));
+            let change = Change { version: 7, offer, deleted };
+            let bytes = written(&codec(context), &Outgoing::Offer { nonce: 42, change });
+            let message = pb::BidirectionalStream::decode(&bytes[..]).unwrap();
+            let response = message.response.unwrap();
+            assert_eq!(message.request, None);
+            assert_eq!(response.nonce, "42");
+            assert_eq!(response.resource_id, "ledger");
+            assert_eq!(response.resource.as_ref().unwrap().value, Bytes::from_static(b"value"));
+            assert_eq!(response.operation, if deleted { 2 } else { 1 });
+            assert_eq!(response.context, context);
+            let again = pb::BidirectionalStream { request: None, response: Some(response) };
+            assert_eq!(again.encode_to_vec(), bytes);
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_has_a_status_that_is_present_and_empty() {
+        let ack = Outgoing::Answer { nonce: "n".into(), answer: Ok(()) };
+        let bytes = written(&codec(""), &ack);
+        assert!(bytes.windows(2).any(|w| w == [0x1a, 0x00]));
+    }
+
+    #[test]
+    fn a_refusal_carries_code_rule_field_and_reason() {
+        let rejection = Rejection::new(RejectionCode::Policy, "name-outside-suffixes", "fqdn", "rename it");
+        let nack = Outgoing::Answer { nonce: "n".into(), answer: Err(rejection) };
+        let bytes = written(&codec(""), &nack);
+        let status = pb::BidirectionalStream::decode(&bytes[..]).unwrap().request.unwrap().status.unwrap();
+        assert_eq!(status.code, 7);
+        assert_eq!(status.message, "name-outside-suffixes: fqdn: rename it");
+        let info = rpc::ErrorInfo::decode(status.details[0].value.clone()).unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("NAME_OUTSIDE_SUFFIXES", "hamlet.dev"));
+    }
+
+    #[test]
+    fn a_context_is_never_printed() {
+        assert_eq!(format!("{:?}", codec("secret").context), "***");
+    }
+}

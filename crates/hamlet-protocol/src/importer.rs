@@ -1,0 +1,308 @@
+//! C, the committer: the only task that changes a peer's imports. It batches whatever came while
+//! the disk was busy, commits, applies, and lets the answers go; it also does what is due by time
+//! (hold time, withheld withdrawals) and by policy. One for each peer, over all of its streams,
+//! so a late batch of an old stream can never race a new one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hamlet_core::catalogue::SliceWriter;
+use hamlet_core::durable::{ImportStore, PeerState};
+use hamlet_core::guard::GuardSettings;
+use hamlet_core::import::ImportRules;
+use hamlet_core::imported::{ImportLimits, ImportedSlice, SliceChanges, Staged};
+use hamlet_core::{ImportedService, PeerName, Rejection, RejectionCode};
+use hamlet_runtime::{Clock, Shutdown};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::session::PeerClass;
+use crate::stream::StreamCell;
+use crate::wire::hamlet::federation::v1 as ext;
+
+/// The import side's catalogue: a slice a peer, entries by wire key.
+pub type ImportedCatalogue = hamlet_core::catalogue::Catalogue<PeerName, Arc<str>, ImportedService>;
+/// The writer of one peer's slice.
+pub type ImportedWriter = SliceWriter<PeerName, Arc<str>, ImportedService>;
+
+/// How often time is looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the time spent without the peer is made durable.
+const STATE_EVERY: Duration = Duration::from_secs(30);
+/// Wait before a failed commit of a foreign owner's changes is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What import policy says of a peer now.
+#[derive(Debug, Clone)]
+pub struct ImportSettings {
+    /// The rules; `None` refuses everything.
+    pub rules: Option<Arc<ImportRules>>,
+    /// Quotas and the hold of older versions.
+    pub limits: ImportLimits,
+    /// The brake on mass withdrawals.
+    pub guard: GuardSettings,
+    /// How long imports outlive the peer, counted while we run and try; `None` is for ever.
+    pub hold: Option<Duration>,
+}
+
+/// What the link asks of the committer, between batches.
+#[derive(Debug)]
+pub enum Request {
+    /// What was heard so far, for a hello; nothing of an older stream is in flight afterwards.
+    Held(oneshot::Sender<ext::Held>),
+    /// New policy: judge everything anew.
+    Configure(Box<ImportSettings>, oneshot::Sender<()>),
+    /// The peer was removed from the configuration: withdraw and forget everything.
+    Forget(oneshot::Sender<()>),
+}
+
+/// State shared with the link for status.
+#[derive(Debug)]
+pub struct ImportState {
+    /// The slice; changed by the committer only.
+    pub slice: Mutex<ImportedSlice>,
+    /// The stream whose inbox is served.
+    pub stream: Mutex<Option<Arc<StreamCell>>>,
+    /// Running time without the peer, in milliseconds.
+    pub down_ms: std::sync::atomic::AtomicU64,
+    /// When the last commit failed, and how.
+    pub commit_error: Mutex<Option<String>>,
+    /// Since when a batch has been at the disk.
+    pub committing: Mutex<Option<Duration>>,
+}
+
+/// The committer task of one peer.
+pub struct Importer {
+    peer: PeerName,
+    state: Arc<ImportState>,
+    writer: ImportedWriter,
+    store: Arc<dyn ImportStore>,
+    clock: Arc<dyn Clock>,
+    work: Arc<Notify>,
+    requests: mpsc::Receiver<Request>,
+    hold: Option<Duration>,
+    last_tick: Duration,
+    last_state: Duration,
+    stored: PeerState,
+}
+
+impl Importer {
+    /// A committer for what `state` holds already (loaded from the store).
+    pub fn new(
+        peer: PeerName,
+        state: Arc<ImportState>,
+        writer: ImportedWriter,
+        store: Arc<dyn ImportStore>,
+        clock: Arc<dyn Clock>,
+        work: Arc<Notify>,
+        requests: mpsc::Receiver<Request>,
+        stored: PeerState,
+    ) -> Importer {
+        let now = clock.now();
+        Importer {
+            peer,
+            state,
+            writer,
+            store,
+            clock,
+            work,
+            requests,
+            hold: None,
+            last_tick: now,
+            last_state: now,
+            stored,
+        }
+    }
+
+    /// Runs until shutdown; what was taken from an inbox is finished first.
+    pub async fn run(mut self, shutdown: Shutdown) {
+        'committing: loop {
+            let work = self.work.clone();
+            tokio::select! {
+                biased;
+                () = shutdown.begun() => break 'committing,
+                request = self.requests.recv() => match request {
+                    Some(Request::Forget(done)) => {
+                        self.forget().await;
+                        let _ = done.send(());
+                        break 'committing;
+                    }
+                    Some(request) => self.serve(request).await,
+                    None => break 'committing,
+                },
+                () = work.notified() => self.drain().await,
+                () = tokio::time::sleep(TICK) => {}
+            }
+            self.tick().await;
+        }
+        self.save_state().await;
+    }
+
+    async fn serve(&mut self, request: Request) {
+        match request {
+            Request::Held(reply) => {
+                let (root, count) = self.state.slice.lock().heard_root();
+                let _ = reply.send(ext::Held {
+                    round: 1,
+                    digest_version: 1,
+                    type_url: crate::dialect::service::TYPE_URL.to_owned(),
+                    root: root.to_vec().into(),
+                    count,
+                    ..ext::Held::default()
+                });
+            }
+            Request::Configure(settings, done) => {
+                self.configure(*settings).await;
+                let _ = done.send(());
+            }
+            Request::Forget(done) => drop(done),
+        }
+    }
+
+    async fn configure(&mut self, settings: ImportSettings) {
+        self.hold = settings.hold;
+        let staged = {
+            let mut slice = self.state.slice.lock();
+            slice.set_rules(settings.rules, settings.limits, settings.guard);
+            slice.reevaluate(self.clock.now())
+        };
+        self.commit_local(staged, "policy").await;
+    }
+
+    /// Serves the inbox until it is empty.
+    async fn drain(&mut self) {
+        loop {
+            let Some(cell) = self.state.stream.lock().clone() else { return };
+            let now = self.clock.now();
+            let batch = {
+                let mut slice = self.state.slice.lock();
+                cell.change(|s| s.consumer.batch(&mut slice, now))
+            };
+            cell.made_room();
+            let Some(batch) = batch else { return };
+            let foreign = cell.look(|s| *s.class() == PeerClass::Foreign);
+            let outcome = self.commit(batch.changes.clone(), foreign).await;
+            let now = self.clock.now();
+            let mut slice = self.state.slice.lock();
+            // Visible to readers before the answer goes: the writer is woken last.
+            cell.change(|s| {
+                let changes = s.consumer.finish(&mut slice, batch, outcome, now);
+                self.publish(changes);
+            });
+        }
+    }
+
+    /// Commits; a foreign owner would lose an update that is refused as UNAVAILABLE, so for it
+    /// the answer is withheld until the disk takes it.
+    async fn commit(
+        &self,
+        changes: Vec<hamlet_core::durable::ImportChange>,
+        foreign: bool,
+    ) -> Result<(), Rejection> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        *self.state.committing.lock() = Some(self.clock.now());
+        let outcome = 'trying: loop {
+            match self.store.commit(changes.clone()).await {
+                Ok(()) => break 'trying Ok(()),
+                Err(error) => {
+                    tracing::error!(peer = %self.peer, %error, "could not commit imports");
+                    *self.state.commit_error.lock() = Some(error.to_string());
+                    if !foreign || self.requests.is_closed() {
+                        let text = "the importing mesh could not persist the change now; offer it again later";
+                        break 'trying Err(Rejection::new(
+                            RejectionCode::Unavailable,
+                            "not-persisted",
+                            "resource",
+                            text,
+                        ));
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        if outcome.is_ok() {
+            *self.state.commit_error.lock() = None;
+        }
+        *self.state.committing.lock() = None;
+        outcome
+    }
+
+    /// Commits and applies decisions that are ours, not the owner's.
+    async fn commit_local(&self, staged: Vec<Staged>, cause: &str) {
+        if staged.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let changes = {
+            let slice = self.state.slice.lock();
+            staged.iter().filter_map(|s| slice.change(s, now)).collect()
+        };
+        tracing::info!(peer = %self.peer, entries = staged.len(), cause, "imports changed locally");
+        // In effect even if the disk refuses: policy and time don't wait; after a restart the
+        // same decision is made again.
+        let _ = self.commit(changes, false).await;
+        let changes = self.state.slice.lock().apply(staged, now);
+        self.publish(changes);
+    }
+
+    fn publish(&self, changes: SliceChanges) {
+        self.writer.apply(changes);
+    }
+
+    async fn tick(&mut self) {
+        let now = self.clock.now();
+        let passed = now.saturating_sub(self.last_tick);
+        if passed < TICK / 2 {
+            return;
+        }
+        self.last_tick = now;
+        let cell = self.state.stream.lock().clone();
+        if let Some(cell) = &cell {
+            let mut slice = self.state.slice.lock();
+            cell.change(|s| s.consumer.tick(&mut slice, now));
+        }
+        let due = self.state.slice.lock().due(now);
+        self.commit_local(due, "time").await;
+        self.count_down_time(cell.is_some(), passed);
+        if now.saturating_sub(self.last_state) >= STATE_EVERY {
+            self.last_state = now;
+            self.save_state().await;
+        }
+    }
+
+    fn count_down_time(&self, up: bool, passed: Duration) {
+        use std::sync::atomic::Ordering;
+        let down = &self.state.down_ms;
+        if up {
+            down.store(0, Ordering::Relaxed);
+            return;
+        }
+        let total = down.fetch_add(passed.as_millis() as u64, Ordering::Relaxed) + passed.as_millis() as u64;
+        if self.hold.is_some_and(|hold| Duration::from_millis(total) >= hold) {
+            let changes = self.state.slice.lock().set_expired(true);
+            if !changes.is_empty() {
+                tracing::warn!(peer = %self.peer, entries = changes.len(), "hold time ended, imports withdrawn");
+                self.publish(changes);
+            }
+        }
+    }
+
+    async fn save_state(&mut self) {
+        let down_ms = self.state.down_ms.load(std::sync::atomic::Ordering::Relaxed);
+        let state = PeerState { down_ms, ..self.stored.clone() };
+        if state != self.stored && self.store.put_peer_state(&self.peer, state.clone()).await.is_ok() {
+            self.stored = state;
+        }
+    }
+
+    async fn forget(&mut self) {
+        if let Err(error) = self.store.forget_peer(&self.peer).await {
+            tracing::error!(peer = %self.peer, %error, "could not forget the removed peer's imports");
+        }
+        self.writer.replace(BTreeMap::new());
+        self.state.slice.lock().forget(self.clock.now());
+    }
+}

@@ -1,0 +1,526 @@
+//! A link: everything between us and one peer, over all of its streams.
+//!
+//! It holds at most one active stream. When both sides dial, the stream dialled by the smaller
+//! SPIFFE id wins; a newer stream dialled by the same side replaces the older, which is then
+//! half-open or about to end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hamlet_core::durable::{ImportStore, LoadedPeer};
+use hamlet_core::imported::{ImportCounts, ImportedSlice};
+use hamlet_core::lease::NameLeases;
+use hamlet_core::offers::Publications;
+use hamlet_core::view::View;
+use hamlet_core::{PeerName, SpiffeId};
+use hamlet_identity::ProvenPeer;
+use hamlet_runtime::{Clock, Shutdown, Spawner};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tonic::Code;
+
+use crate::consumer::{ConsumerStats, ProofVerdict};
+use crate::dialect::Secret;
+use crate::dialect::service::{TYPE_URL, decode};
+use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, Request};
+use crate::owner::OwnerStats;
+use crate::session::{EXTENSION_VERSION, PeerClass, SessionConfig, StreamEnd, StreamSession};
+use crate::stream::StreamCell;
+use crate::wire::hamlet::federation::v1 as ext;
+
+/// Most connections that one peer may have open to us (threat T14).
+pub const CONNECTIONS_MAX: usize = 4;
+
+/// How a peer is to be met.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// Where it is, `host:port`; `None` if it dials us.
+    pub address: Option<String>,
+    /// The v1alpha2 context value; empty if none.
+    pub context: Secret,
+    /// Refuse the peer unless it speaks the extensions.
+    pub extensions_required: bool,
+    /// Known, but not to be talked to.
+    pub paused: bool,
+    /// What we accept from it; `None` imports nothing.
+    pub import: Option<ImportSettings>,
+}
+
+/// What all links share.
+#[derive(Clone)]
+pub struct LinkContext {
+    /// Our own id.
+    pub our_id: SpiffeId,
+    /// Program and version, for the hello.
+    pub agent: String,
+    /// Random for this process.
+    pub instance: u64,
+    /// Names the log that our versions count in: 16 bytes.
+    pub log_id: [u8; 16],
+    /// The views.
+    pub publications: Arc<Publications>,
+    /// Where imports go.
+    pub catalogue: ImportedCatalogue,
+    /// Who holds which name.
+    pub leases: NameLeases,
+    /// What outlives us.
+    pub store: Arc<dyn ImportStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Starts the link's tasks.
+    pub spawner: Spawner,
+}
+
+impl std::fmt::Debug for LinkContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkContext").field("our_id", &self.our_id).finish_non_exhaustive()
+    }
+}
+
+/// How the link is doing, apart from any stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Connection {
+    /// Switched off by configuration.
+    Paused,
+    /// We don't know its address and it hasn't dialled us.
+    Waiting,
+    /// We are dialling.
+    Connecting,
+    /// A stream is up.
+    Up,
+    /// It can't be reached; the next attempt is at this running time, if we are the one to dial.
+    Down {
+        /// When we dial again.
+        next_attempt: Option<Duration>,
+    },
+    /// It, or we, refuse: soon dialling again is pointless.
+    Refused {
+        /// When we probe again.
+        next_attempt: Option<Duration>,
+    },
+}
+
+/// A link for people and metrics.
+#[derive(Debug, Clone)]
+pub struct LinkStatus {
+    /// The peer's name.
+    pub peer: PeerName,
+    /// Its configured address.
+    pub address: Option<String>,
+    /// The connection.
+    pub connection: Connection,
+    /// Since when (age).
+    pub age: Duration,
+    /// Why the last stream or attempt ended.
+    pub last_error: Option<String>,
+    /// Whether the active stream was dialled by us.
+    pub dialled: bool,
+    /// What the peer said of itself.
+    pub class: PeerClass,
+    /// Whether we import from it at all.
+    pub imports: bool,
+    /// What is heard, in force, refused, withheld.
+    pub counts: ImportCounts,
+    /// Refused services: key, rule and message, whether an older version is in force.
+    pub refused: Vec<(String, String, bool)>,
+    /// Whether the hold time ended without the peer.
+    pub expired: bool,
+    /// Hold time left while the peer is away; `None` for ever, or while it is there.
+    pub hold_left: Option<Duration>,
+    /// The active stream's consumer role.
+    pub consumer: Option<ConsumerStats>,
+    /// Age of the batch at the disk.
+    pub committing: Option<Duration>,
+    /// The last failed commit.
+    pub commit_error: Option<String>,
+    /// The active stream's owner role.
+    pub owner: Option<OwnerStats>,
+    /// How many services we offer it.
+    pub offered: u64,
+    /// How many of them it hasn't been sent (at most 10,000 are counted).
+    pub behind: u64,
+    /// Age of the oldest unanswered change.
+    pub oldest_unanswered: Option<Duration>,
+    /// Whether the last proof covers all we offer.
+    pub owner_proven: bool,
+    /// Breaches of the protocol on the active stream.
+    pub violations: u64,
+    /// Streams so far.
+    pub streams: u64,
+    /// Running time of the status, to make ages of.
+    pub now: Duration,
+}
+
+#[derive(Debug)]
+struct Slot {
+    connection: Connection,
+    since: Duration,
+    last_error: Option<String>,
+}
+
+/// One peer.
+#[derive(Debug)]
+pub struct Link {
+    peer: PeerName,
+    context: LinkContext,
+    config: ArcSwap<LinkConfig>,
+    state: Arc<ImportState>,
+    requests: mpsc::Sender<Request>,
+    slot: Mutex<Slot>,
+    changed: watch::Sender<u64>,
+    work: Arc<Notify>,
+    streams: AtomicU64,
+    connections: AtomicU64,
+    shutdown: Shutdown,
+}
+
+static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
+
+impl Link {
+    /// Starts a link: what the store kept is in force before the peer is reached.
+    pub async fn start(
+        peer: PeerName,
+        config: LinkConfig,
+        context: LinkContext,
+        loaded: LoadedPeer,
+        shutdown: Shutdown,
+    ) -> Result<Arc<Link>, hamlet_core::catalogue::SliceTaken> {
+        let writer = context.catalogue.writer(peer.clone())?;
+        let now = context.clock.now();
+        let mut slice = ImportedSlice::new(peer.clone(), TYPE_URL, Arc::new(decode), context.leases.clone());
+        if let Some(import) = &config.import {
+            slice.set_rules(import.rules.clone(), import.limits, import.guard);
+        }
+        let (changes, distrusted) = slice.load(loaded.records, now);
+        if distrusted > 0 {
+            tracing::warn!(%peer, records = distrusted, "stored imports with a wrong digest; they will be asked for again");
+        }
+        let hold = config.import.as_ref().and_then(|i| i.hold);
+        let down = Duration::from_millis(loaded.state.down_ms);
+        if hold.is_some_and(|h| down >= h) {
+            slice.set_expired(true);
+        } else {
+            writer.apply(changes);
+        }
+        let state = Arc::new(ImportState {
+            slice: Mutex::new(slice),
+            stream: Mutex::new(None),
+            down_ms: AtomicU64::new(loaded.state.down_ms),
+            commit_error: Mutex::new(None),
+            committing: Mutex::new(None),
+        });
+        let work = Arc::new(Notify::new());
+        let (requests, inbox) = mpsc::channel(16);
+        let importer = Importer::new(
+            peer.clone(),
+            state.clone(),
+            writer,
+            context.store.clone(),
+            context.clock.clone(),
+            work.clone(),
+            inbox,
+            loaded.state,
+        );
+        context.spawner.spawn(format!("importer/{peer}"), importer.run(shutdown.clone()));
+        let slot = Slot { connection: initial(&config), since: now, last_error: None };
+        let link = Arc::new(Link {
+            peer,
+            context,
+            config: ArcSwap::from_pointee(config.clone()),
+            state,
+            requests,
+            slot: Mutex::new(slot),
+            changed: watch::Sender::new(0),
+            work,
+            streams: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            shutdown,
+        });
+        if let Some(import) = config.import {
+            link.ask(|done| Request::Configure(Box::new(import), done)).await;
+        }
+        Ok(link)
+    }
+
+    /// The peer's name.
+    pub fn peer(&self) -> &PeerName {
+        &self.peer
+    }
+
+    /// The configuration in use.
+    pub fn config(&self) -> Arc<LinkConfig> {
+        self.config.load_full()
+    }
+
+    /// What ends this link's tasks.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// What the links share.
+    pub fn context(&self) -> &LinkContext {
+        &self.context
+    }
+
+    /// Woken when the link's state or configuration changes.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|v| *v += 1);
+    }
+
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<()>) -> Request) {
+        let (done, wait) = oneshot::channel();
+        if self.requests.send(request(done)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+
+    /// Takes a new configuration: policy is in effect when this returns.
+    pub async fn configure(&self, config: LinkConfig) {
+        let old = self.config.swap(Arc::new(config.clone()));
+        let settings = config.import.unwrap_or_else(|| ImportSettings {
+            rules: None,
+            limits: hamlet_core::imported::ImportLimits::default(),
+            guard: hamlet_core::guard::GuardSettings::default(),
+            hold: None,
+        });
+        self.ask(|done| Request::Configure(Box::new(settings), done)).await;
+        let rejoin = old.context != config.context || old.extensions_required != config.extensions_required;
+        if config.paused || rejoin {
+            self.end_stream(StreamEnd::new(Code::Unavailable, "the configuration of this peer changed"));
+        }
+        if config.paused != old.paused || config.address != old.address {
+            let mut slot = self.slot.lock();
+            if slot.connection != Connection::Up {
+                slot.connection = initial(&self.config.load());
+                slot.since = self.context.clock.now();
+            }
+        }
+        self.bump();
+    }
+
+    /// Withdraws and forgets everything imported, and ends the link; for a removed peer.
+    pub async fn remove(&self) {
+        self.end_stream(StreamEnd::new(Code::Unauthenticated, "the peer was removed"));
+        self.ask(Request::Forget).await;
+        self.shutdown.force();
+    }
+
+    /// Ends the active stream, if any.
+    pub fn end_stream(&self, end: StreamEnd) {
+        if let Some(cell) = self.active() {
+            cell.end(end);
+        }
+    }
+
+    /// The active stream.
+    pub fn active(&self) -> Option<Arc<StreamCell>> {
+        self.state.stream.lock().clone()
+    }
+
+    /// Counts a connection of the peer for as long as the guard lives, or refuses it.
+    pub fn count_connection(self: &Arc<Link>) -> Option<ConnectionGuard> {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let guard = ConnectionGuard(self.clone());
+        ((before as usize) < CONNECTIONS_MAX).then_some(guard)
+    }
+
+    /// Opens a stream with an authenticated peer, taking the link's only place, or says why not.
+    pub async fn open(
+        &self,
+        dialled: bool,
+        proven: &ProvenPeer,
+    ) -> Result<(Arc<StreamCell>, watch::Receiver<Arc<View>>), StreamEnd> {
+        let config = self.config();
+        if config.paused {
+            return Err(StreamEnd::new(Code::Unauthenticated, "this peer is paused here; ask the operators to resume it"));
+        }
+        let Some(views) = self.context.publications.view(&self.peer) else {
+            return Err(StreamEnd::new(Code::Unavailable, "the agent is starting; connect again"));
+        };
+        self.make_place(dialled, proven)?;
+        let held = self.held().await?;
+        let view = views.borrow().clone();
+        let imports = config.import.as_ref().is_some_and(|i| i.rules.is_some());
+        let hello = ext::Hello {
+            version: EXTENSION_VERSION,
+            agent: self.context.agent.clone(),
+            window_messages: 1,
+            max_message_bytes: hamlet_core::service::limits::MESSAGE_BYTES as u32,
+            answer_ms: crate::session::ANSWER_DEADLINE.as_millis() as u32,
+            instance: self.context.instance,
+            log_id: self.context.log_id.to_vec().into(),
+            revision: view.head(),
+            held: imports.then_some(held),
+            ..ext::Hello::default()
+        };
+        let session = SessionConfig {
+            peer: self.peer.to_string(),
+            dialled,
+            context: config.context.clone(),
+            hello: Some(hello),
+            extensions_required: config.extensions_required,
+            view,
+        };
+        let now = self.context.clock.now();
+        let id = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
+        let session = StreamSession::new(session, now);
+        let cell = StreamCell::new(id, dialled, session, self.work.clone(), self.context.clock.clone());
+        self.occupy(&cell, dialled, proven)?;
+        Ok((cell, views))
+    }
+
+    /// Whether a new stream may take the place of the active one.
+    fn make_place(&self, dialled: bool, proven: &ProvenPeer) -> Result<(), StreamEnd> {
+        let Some(active) = self.active() else { return Ok(()) };
+        let ours_wins = self.context.our_id < proven.id;
+        if active.dialled != dialled && dialled != ours_wins {
+            return Err(StreamEnd::new(Code::AlreadyExists, "a stream with this peer is active; this one is a duplicate"));
+        }
+        Ok(())
+    }
+
+    fn occupy(&self, cell: &Arc<StreamCell>, dialled: bool, proven: &ProvenPeer) -> Result<(), StreamEnd> {
+        self.make_place(dialled, proven)?;
+        let old = self.state.stream.lock().replace(cell.clone());
+        if let Some(old) = old {
+            old.end(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
+        }
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.set_connection(Connection::Up, None);
+        Ok(())
+    }
+
+    async fn held(&self) -> Result<ext::Held, StreamEnd> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = || StreamEnd::new(Code::Unavailable, "the agent is stopping");
+        self.requests.send(Request::Held(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+
+    /// The stream ended: frees the place if it was still the active one.
+    pub fn close(&self, cell: &Arc<StreamCell>, end: &StreamEnd) {
+        let mut stream = self.state.stream.lock();
+        if !stream.as_ref().is_some_and(|active| active.id == cell.id) {
+            return;
+        }
+        *stream = None;
+        drop(stream);
+        let connection = if end.is_refusal() {
+            Connection::Refused { next_attempt: None }
+        } else {
+            Connection::Down { next_attempt: None }
+        };
+        self.set_connection(connection, Some(end.message.clone()));
+        tracing::info!(peer = %self.peer, reason = %end.message, "stream ended");
+    }
+
+    /// Notes how the connection is doing; a repeated state keeps its age.
+    pub fn set_connection(&self, connection: Connection, error: Option<String>) {
+        let mut slot = self.slot.lock();
+        let kind = std::mem::discriminant(&slot.connection);
+        let was_away = matches!(slot.connection, Connection::Down { .. } | Connection::Refused { .. });
+        let still_away = matches!(connection, Connection::Connecting) && was_away;
+        if kind != std::mem::discriminant(&connection) && !still_away {
+            slot.since = self.context.clock.now();
+        }
+        // Dialling again doesn't make a peer less down: it is shown so until a stream is up.
+        if !still_away {
+            slot.connection = connection;
+        }
+        if error.is_some() || slot.connection == Connection::Up {
+            slot.last_error = error;
+        }
+        drop(slot);
+        self.bump();
+    }
+
+    /// The link for people and metrics.
+    pub fn status(&self) -> LinkStatus {
+        let now = self.context.clock.now();
+        let config = self.config();
+        let cell = self.active();
+        let (connection, since, last_error) = {
+            let slot = self.slot.lock();
+            (slot.connection.clone(), slot.since, slot.last_error.clone())
+        };
+        let (counts, refused, expired) = {
+            let slice = self.state.slice.lock();
+            let refused = slice.refused().take(1_000).map(|(k, r, older)| (k.to_string(), r.to_string(), older));
+            (slice.counts(), refused.collect(), slice.is_expired())
+        };
+        let hold = config.import.as_ref().and_then(|i| i.hold);
+        let down = Duration::from_millis(self.state.down_ms.load(Ordering::Relaxed));
+        let mut status = LinkStatus {
+            peer: self.peer.clone(),
+            address: config.address.clone(),
+            connection,
+            age: now.saturating_sub(since),
+            last_error,
+            dialled: false,
+            class: PeerClass::Unknown,
+            imports: config.import.as_ref().is_some_and(|i| i.rules.is_some()),
+            counts,
+            refused,
+            expired,
+            hold_left: hold.filter(|_| cell.is_none()).map(|h| h.saturating_sub(down)),
+            consumer: None,
+            committing: self.state.committing.lock().map(|at| now.saturating_sub(at)),
+            commit_error: self.state.commit_error.lock().clone(),
+            owner: None,
+            offered: self.context.publications.view(&self.peer).map_or(0, |v| v.borrow().count()),
+            behind: 0,
+            oldest_unanswered: None,
+            owner_proven: false,
+            violations: 0,
+            streams: self.streams.load(Ordering::Relaxed),
+            now,
+        };
+        if let Some(cell) = cell {
+            status.dialled = cell.dialled;
+            cell.look(|s| {
+                status.class = s.class().clone();
+                status.consumer = Some(s.consumer.stats());
+                status.violations = s.violations();
+                if let Some(owner) = &s.owner {
+                    status.owner = Some(owner.stats().clone());
+                    status.offered = owner.offered();
+                    status.behind = owner.behind(10_000) as u64;
+                    status.oldest_unanswered = owner.oldest_unanswered(now);
+                    status.owner_proven = owner.proven();
+                }
+            });
+        }
+        status
+    }
+
+    /// Whether both directions are proven to hold the same set, now.
+    pub fn is_proven(&self) -> bool {
+        let status = self.status();
+        let import = status.consumer.is_some_and(|c| matches!(c.verdict, ProofVerdict::Equal(_)));
+        status.connection == Connection::Up && status.owner_proven && (import || !status.imports)
+    }
+}
+
+fn initial(config: &LinkConfig) -> Connection {
+    match (config.paused, &config.address) {
+        (true, _) => Connection::Paused,
+        (false, None) => Connection::Waiting,
+        (false, Some(_)) => Connection::Connecting,
+    }
+}
+
+/// Counts one connection of a peer until it is dropped.
+#[derive(Debug)]
+pub struct ConnectionGuard(Arc<Link>);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,242 @@
+//! The agent's listener: mTLS, HTTP/2, one method. *Hardened to untrusted peer.*
+//!
+//! A stranger ends at TLS. A connection lives only as long as its certificate is trusted: when
+//! the trust table changes, the chain is verified again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hamlet_core::PeerName;
+use hamlet_identity::{LocalIdentity, ProvenPeer, Role, TrustTable};
+use hamlet_runtime::{Clock, Shutdown, Spawner};
+use hyper::body::Incoming as Body;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::dialect::service::TYPE_URL;
+use crate::dialect::v1alpha2::{PATH, V2Codec};
+use crate::dialect::{Incoming, Outgoing};
+use crate::link::{Link, LinkConfig};
+use crate::stream::Outbound;
+use crate::transport::{self, SpawnExecutor};
+
+/// Most handshakes in progress at once; further sockets wait to be accepted.
+const HANDSHAKES_MAX: usize = 256;
+
+/// The links by peer, shared by listener and diallers; swapped when peers come and go.
+pub type Links = Arc<ArcSwap<BTreeMap<PeerName, Arc<Link>>>>;
+
+/// The agent could not listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen for peers on {address}: {source}; choose another address in spec.listen.agent, or stop the program that has it")]
+pub struct BindError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// The listener for peers' agents.
+#[derive(Debug)]
+pub struct AgentServer {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// What the listener needs of the rest.
+#[derive(Clone)]
+pub struct ServerContext {
+    /// The peers.
+    pub links: Links,
+    /// Whom we trust.
+    pub trust: Arc<TrustTable>,
+    /// Who we are.
+    pub identity: Arc<LocalIdentity>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Starts connection tasks.
+    pub spawner: Spawner,
+}
+
+impl std::fmt::Debug for ServerContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerContext").finish_non_exhaustive()
+    }
+}
+
+impl AgentServer {
+    /// Binds; port 0 takes any free one.
+    pub async fn bind(address: SocketAddr) -> Result<AgentServer, BindError> {
+        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+        let address = listener.local_addr().map_err(|source| BindError { address, source })?;
+        Ok(AgentServer { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts until shutdown.
+    pub async fn run(self, context: ServerContext, shutdown: Shutdown) {
+        let config = hamlet_identity::agent_server_config(&context.identity, &context.trust);
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        'accepting: loop {
+            let Some(permit) = shutdown.or_begun(handshakes.clone().acquire_owned()).await else { break 'accepting };
+            let Some(accepted) = shutdown.or_begun(self.listener.accept()).await else { break 'accepting };
+            let (stream, remote) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, or a connection gone already: go on a little later.
+                    tracing::warn!(%error, "accepting a peer's connection failed");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue 'accepting;
+                }
+            };
+            let (context, config, shutdown) = (context.clone(), config.clone(), shutdown.clone());
+            context.spawner.clone().spawn("agent/connection", async move {
+                match handshake(stream, config, &context).await {
+                    Ok((tls, proven)) => {
+                        drop(permit);
+                        serve(tls, proven, remote, context, shutdown).await;
+                    }
+                    Err(error) => tracing::warn!(%remote, %error, "refused a connection to the agent port"),
+                }
+            });
+        }
+    }
+}
+
+async fn handshake(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    context: &ServerContext,
+) -> Result<(TlsStream<TcpStream>, ProvenPeer), String> {
+    transport::tune(&stream).map_err(|e| e.to_string())?;
+    let accept = TlsAcceptor::from(config).accept(stream);
+    let tls = match tokio::time::timeout(transport::HANDSHAKE_DEADLINE, accept).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => {
+            // Our own refusal says more than the TLS alert that it became.
+            let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
+            return Err(ours.unwrap_or_else(|| transport::chain(&error)));
+        }
+        Err(_) => return Err("no complete TLS handshake within 5 s".to_owned()),
+    };
+    // A client that offers no ALPN passes TLS; it doesn't speak HTTP/2.
+    if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err("the peer did not negotiate ALPN h2".to_owned());
+    }
+    let proven = hamlet_identity::proven_client(&context.trust, tls.get_ref().1.peer_certificates(), Role::Agent)
+        .map_err(|e| e.to_string())?;
+    Ok((tls, proven))
+}
+
+async fn serve(
+    tls: TlsStream<TcpStream>,
+    proven: ProvenPeer,
+    remote: SocketAddr,
+    context: ServerContext,
+    shutdown: Shutdown,
+) {
+    let Some(link) = context.links.load().get(&proven.peer).cloned() else {
+        tracing::warn!(%remote, peer = %proven.peer, "a trusted peer without a link");
+        return;
+    };
+    let Some(_counted) = link.count_connection() else {
+        tracing::warn!(%remote, peer = %proven.peer, "too many connections of one peer; closed the newest");
+        return;
+    };
+    let certificates: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let mut trust_changed = context.trust.changed();
+    let rpc = Rpc { link, proven: Arc::new(proven), spawner: context.spawner.clone() };
+    let service = hyper::service::service_fn(move |request| rpc.clone().call(request));
+    let mut builder = hyper::server::conn::http2::Builder::new(SpawnExecutor(context.spawner.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(transport::STREAMS_MAX)
+        .max_header_list_size(transport::HEADERS_BYTES)
+        .max_send_buf_size(transport::SEND_BUFFER_BYTES)
+        .initial_stream_window_size(transport::WINDOW_BYTES)
+        .initial_connection_window_size(transport::WINDOW_BYTES)
+        .max_pending_accept_reset_streams(16usize)
+        .max_local_error_reset_streams(64usize)
+        .keep_alive_interval(transport::SERVER_PING)
+        .keep_alive_timeout(transport::PING_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(tls), service);
+    tokio::pin!(connection);
+    let mut stopping = false;
+    'serving: loop {
+        tokio::select! {
+            outcome = &mut connection => {
+                if let Err(error) = outcome {
+                    tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+                }
+                break 'serving;
+            }
+            Ok(()) = trust_changed.changed() => {
+                let again = hamlet_identity::proven_client(&context.trust, Some(&certificates), Role::Agent);
+                if let Err(error) = again {
+                    tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+                    break 'serving;
+                }
+            }
+            () = shutdown.begun(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Rpc {
+    link: Arc<Link>,
+    proven: Arc<ProvenPeer>,
+    spawner: Spawner,
+}
+
+impl Rpc {
+    async fn call(
+        self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<tonic::body::Body>, std::convert::Infallible> {
+        if request.uri().path() != PATH {
+            let text = "this agent serves federation.resourcediscovery.v1alpha2 only";
+            return Ok(Status::unimplemented(text).into_http());
+        }
+        let config: Arc<LinkConfig> = self.link.config();
+        let codec = V2Codec { resource_url: TYPE_URL, context: config.context.clone() };
+        let mut grpc =
+            tonic::server::Grpc::new(codec).max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
+        Ok(grpc.streaming(self, request).await)
+    }
+
+    async fn establish(self, inbound: Streaming<Incoming>) -> Result<Response<Outbound>, Status> {
+        let opened = self.link.open(false, &self.proven).await;
+        let (cell, views) = opened.map_err(|end| Status::new(end.code, end.message))?;
+        let (link, running) = (self.link, cell.clone());
+        tracing::info!(peer = %link.peer(), stream = cell.id, "stream accepted");
+        self.spawner.spawn(format!("stream/{}", link.peer()), async move {
+            let end = running.run(inbound, views, link.shutdown().clone()).await;
+            link.close(&running, &end);
+        });
+        Ok(Response::new(Outbound::new(cell)))
+    }
+}
+
+impl tonic::server::StreamingService<Incoming> for Rpc {
+    type Response = Outgoing;
+    type ResponseStream = Outbound;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<Streaming<Incoming>>) -> Self::Future {
+        Box::pin(self.clone().establish(request.into_inner()))
+    }
+}

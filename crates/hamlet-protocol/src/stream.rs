@@ -1,0 +1,263 @@
+//! The one loop that talks: a reader R, a writer W, and the committer C (in [`crate::importer`]).
+//!
+//! R waits only for inbox space, C only for the disk, W only for HTTP/2. R never waits for W nor C
+//! for W, so two busy peers can't deadlock. W is a stream that HTTP/2 polls; it keeps no queue.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::Stream;
+use futures::task::AtomicWaker;
+use hamlet_core::view::View;
+use hamlet_runtime::{Clock, Shutdown};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+
+use crate::dialect::{Incoming, Outgoing};
+use crate::session::{PeerClass, StreamEnd, StreamSession};
+use crate::wire::hamlet::federation::v1::goodbye::Reason;
+
+/// Shortest and longest time between two looks at the clock.
+const TICK_MIN: Duration = Duration::from_millis(50);
+const TICK_MAX: Duration = Duration::from_secs(5);
+/// How long a goodbye may take to leave.
+const GOODBYE_WAIT: Duration = Duration::from_millis(200);
+
+/// One live stream, shared by its reader, its writer and the committer.
+pub struct StreamCell {
+    /// Unique in this process.
+    pub id: u64,
+    /// Whether we opened it.
+    pub dialled: bool,
+    session: Mutex<StreamSession>,
+    writer: AtomicWaker,
+    room: Notify,
+    work: Arc<Notify>,
+    end: Mutex<Option<StreamEnd>>,
+    ended: CancellationToken,
+    clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for StreamCell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamCell").field("id", &self.id).field("dialled", &self.dialled).finish()
+    }
+}
+
+impl StreamCell {
+    /// A stream around a session; `work` wakes the committer.
+    pub fn new(
+        id: u64,
+        dialled: bool,
+        session: StreamSession,
+        work: Arc<Notify>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<StreamCell> {
+        Arc::new(StreamCell {
+            id,
+            dialled,
+            session: Mutex::new(session),
+            writer: AtomicWaker::new(),
+            room: Notify::new(),
+            work,
+            end: Mutex::new(None),
+            ended: CancellationToken::new(),
+            clock,
+        })
+    }
+
+    /// Looks at the session, wakes nobody.
+    pub fn look<R>(&self, f: impl FnOnce(&StreamSession) -> R) -> R {
+        f(&self.session.lock())
+    }
+
+    /// Changes the session and lets the writer look again.
+    pub fn change<R>(&self, f: impl FnOnce(&mut StreamSession) -> R) -> R {
+        let out = f(&mut self.session.lock());
+        self.writer.wake();
+        out
+    }
+
+    /// The committer took something from the inbox.
+    pub fn made_room(&self) {
+        self.room.notify_one();
+    }
+
+    /// Ends the stream; the first reason counts.
+    pub fn end(&self, end: StreamEnd) {
+        self.end.lock().get_or_insert(end);
+        self.ended.cancel();
+        self.writer.wake();
+        self.work.notify_one();
+    }
+
+    /// Why it ended, if it did.
+    pub fn ended(&self) -> Option<StreamEnd> {
+        self.end.lock().clone()
+    }
+
+    /// Completes when the stream ends.
+    pub async fn wait_ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    fn poll_out(&self, cx: &mut Context<'_>) -> Poll<Result<Outgoing, StreamEnd>> {
+        self.writer.register(cx.waker());
+        if let Some(end) = self.ended() {
+            return Poll::Ready(Err(end));
+        }
+        let next = self.session.lock().next(self.clock.now());
+        match next {
+            Ok(Some(out)) => Poll::Ready(Ok(out)),
+            Ok(None) => Poll::Pending,
+            Err(end) => {
+                self.end(end.clone());
+                Poll::Ready(Err(end))
+            }
+        }
+    }
+
+    /// R: takes messages while there is room for them.
+    async fn read(&self, inbound: &mut Streaming<Incoming>) -> StreamEnd {
+        'reading: loop {
+            // Armed before the look, so that no wake-up falls between.
+            let room = self.room.notified();
+            if !self.look(|s| s.consumer.has_room()) {
+                room.await;
+                continue 'reading;
+            }
+            match inbound.message().await {
+                Ok(Some(message)) => {
+                    let taken = self.change(|s| s.receive(message, self.clock.now()));
+                    if let Err(end) = taken {
+                        return end;
+                    }
+                    self.work.notify_one();
+                }
+                Ok(None) => return self.silent_end(),
+                Err(status) => return self.failed(&status),
+            }
+        }
+    }
+
+    fn silent_end(&self) -> StreamEnd {
+        if self.dialled && self.look(|s| *s.class() == PeerClass::Unknown) {
+            // What the Go implementation does when the context differs (protocol text, section 4).
+            let text = "the peer ended the stream without a word; check the context value on both sides";
+            return StreamEnd::new(Code::Unauthenticated, text);
+        }
+        StreamEnd::new(Code::Unavailable, "the peer ended the stream")
+    }
+
+    fn failed(&self, status: &Status) -> StreamEnd {
+        let text = match status.message() {
+            "" => format!("the stream failed: {:?}", status.code()),
+            message => message.to_owned(),
+        };
+        match status.code() {
+            // What broken connections look like through HTTP/2 is not the peer's word.
+            Code::Unknown | Code::Internal | Code::Cancelled => StreamEnd::new(Code::Unavailable, text),
+            code => StreamEnd::new(code, text),
+        }
+    }
+
+    /// Runs the stream to its end. `views` follows the peer's view through policy changes.
+    pub async fn run(
+        self: &Arc<StreamCell>,
+        mut inbound: Streaming<Incoming>,
+        mut views: watch::Receiver<Arc<View>>,
+        shutdown: Shutdown,
+    ) -> StreamEnd {
+        let mut changed = views.borrow_and_update().changed();
+        let end = {
+            let reading = self.read(&mut inbound);
+            tokio::pin!(reading);
+            'watching: loop {
+                let wait = self.time_to_tick();
+                tokio::select! {
+                    end = &mut reading => break 'watching end,
+                    () = self.ended.cancelled() => {
+                        let gone = || StreamEnd::new(Code::Unavailable, "ended");
+                        break 'watching self.ended().unwrap_or_else(gone);
+                    }
+                    Ok(()) = changed.changed() => self.writer.wake(),
+                    Ok(()) = views.changed() => {
+                        let view = views.borrow_and_update().clone();
+                        changed = view.changed();
+                        self.change(|s| s.move_to(&view));
+                    }
+                    () = tokio::time::sleep(wait) => {
+                        if let Err(end) = self.change(|s| s.tick(self.clock.now())) {
+                            break 'watching end;
+                        }
+                        self.work.notify_one();
+                    }
+                    () = shutdown.begun() => {
+                        self.change(|s| s.say_goodbye(Reason::Restarting, Duration::ZERO));
+                        tokio::time::sleep(GOODBYE_WAIT).await;
+                        break 'watching StreamEnd::new(Code::Unavailable, "the agent is restarting");
+                    }
+                }
+            }
+        };
+        self.end(end);
+        self.ended().unwrap_or_else(|| StreamEnd::new(Code::Unavailable, "ended"))
+    }
+
+    fn time_to_tick(&self) -> Duration {
+        let now = self.clock.now();
+        let wake = self.look(|s| {
+            let owner = s.owner.as_ref().and_then(|o| o.wake_at());
+            owner.into_iter().chain(s.consumer.wake_at()).min()
+        });
+        wake.map_or(TICK_MAX, |at| at.saturating_sub(now).clamp(TICK_MIN, TICK_MAX))
+    }
+}
+
+/// W: what HTTP/2 polls for the next message. Dropping it ends the stream.
+#[derive(Debug)]
+pub struct Outbound {
+    cell: Arc<StreamCell>,
+    done: bool,
+}
+
+impl Outbound {
+    /// The writing half of a stream.
+    pub fn new(cell: Arc<StreamCell>) -> Outbound {
+        Outbound { cell, done: false }
+    }
+
+    /// For a client, whose side ends without a status.
+    pub fn without_status(self) -> impl Stream<Item = Outgoing> + Send + 'static {
+        use futures::StreamExt;
+        self.take_while(|item| std::future::ready(item.is_ok())).filter_map(|item| std::future::ready(item.ok()))
+    }
+}
+
+impl Stream for Outbound {
+    type Item = Result<Outgoing, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        match self.cell.poll_out(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(out)) => Poll::Ready(Some(Ok(out))),
+            Poll::Ready(Err(end)) => {
+                self.done = true;
+                Poll::Ready(Some(Err(Status::new(end.code, end.message))))
+            }
+        }
+    }
+}
+
+impl Drop for Outbound {
+    fn drop(&mut self) {
+        self.cell.end(StreamEnd::new(Code::Unavailable, "the connection to the peer was lost"));
+    }
+}

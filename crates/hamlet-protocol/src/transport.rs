@@ -1,0 +1,70 @@
+//! Sockets and HTTP/2 as both ends use them: options, limits, and how errors are told.
+
+use std::io;
+use std::time::Duration;
+
+use hamlet_runtime::Spawner;
+use hyper::rt::Executor;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// A half-open peer is found within this (protocol text, section 7).
+pub const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// TCP connect and TLS handshake each must be done within this.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// Most streams of one connection; the protocol needs one.
+pub const STREAMS_MAX: u32 = 4;
+/// Most bytes of request headers.
+pub const HEADERS_BYTES: u32 = 8 * 1024;
+/// Most bytes that HTTP/2 buffers for writing.
+pub const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Flow-control windows, bytes.
+pub const WINDOW_BYTES: u32 = 1 << 20;
+/// Largest message that the library takes; over it the stream ends.
+pub const MESSAGE_HARD_BYTES: usize = 4 << 20;
+/// As a server we may ping as we like.
+pub const SERVER_PING: Duration = Duration::from_secs(10);
+/// As a client no more often than this: the Go server ends connections that ping more than every 40 s.
+pub const CLIENT_PING: Duration = Duration::from_secs(45);
+/// A ping must be answered within this.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sets the options that find a dead peer: keepalive after 5 s, every 5 s, twice; and a user
+/// timeout of 15 s for unacknowledged data. Invisible to the other side.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(5))
+        .with_retries(2);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// Runs HTTP/2's own tasks under the supervisor.
+#[derive(Clone, Debug)]
+pub struct SpawnExecutor(pub Spawner);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for SpawnExecutor {
+    fn execute(&self, task: F) {
+        self.0.spawn("http2", task);
+    }
+}
+
+/// An error with all its sources, outermost first, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,248 @@
+//! Disks that fail, fill up and lose power: what was acknowledged survives, and of the rest all or
+//! nothing is there.
+
+mod common;
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use common::{SimDisk, peer, put, record, wait, wait_all};
+use hamlet_core::durable::ImportStore;
+use hamlet_store::{OpenError, Opened, Store, StoreOptions};
+
+const COMMITS: u64 = 10;
+const RECORDS: u64 = 3;
+
+/// Commits `COMMITS` batches, each with records of its own and a version of one shared key; returns
+/// which were acknowledged.
+fn work(disk: &SimDisk) -> Vec<bool> {
+    let opened = Store::open_with_backend(Arc::new(disk.clone()), StoreOptions::default());
+    let Ok(Opened { store, .. }) = opened else { return vec![false; COMMITS as usize] };
+    let commit = |n: u64| {
+        let own = (0..RECORDS).map(|m| put("acme", format!("c{n}r{m}"), n * RECORDS + m));
+        store.commit(own.chain([put("acme", "shared", n)]).collect())
+    };
+    let mut acknowledged: Vec<bool> = (0..COMMITS / 2).map(|n| wait(commit(n)).is_ok()).collect();
+    let rest = wait_all((COMMITS / 2..COMMITS).map(commit).collect());
+    acknowledged.extend(rest.iter().map(Result::is_ok));
+    acknowledged
+}
+
+#[test]
+fn after_a_loss_of_power_at_any_moment_all_that_was_acknowledged_is_there_and_nothing_is_there_by_half() {
+    let whole = SimDisk::default();
+    assert!(work(&whole).iter().all(|ok| *ok));
+    let operations = whole.operations();
+    let (mut acknowledged_total, mut cut_total) = (0, 0);
+    for at in 1..=operations {
+        let disk = SimDisk::default();
+        disk.faults(|faults| faults.power_fails_at = Some(at));
+        let acknowledged = work(&disk);
+        acknowledged_total += acknowledged.iter().filter(|ok| **ok).count();
+        cut_total += 1;
+        for seed in [at * 5, at * 5 + 1, at * 5 + 2 + at % 3] {
+            survived(&disk.after_power_cut(seed), &acknowledged, &format!("cut at {at}, seed {seed}"));
+        }
+    }
+    // The cuts really fell between the commits, not before or after all of them.
+    assert!(acknowledged_total > cut_total && acknowledged_total < cut_total * COMMITS as usize);
+}
+
+fn survived(disk: &SimDisk, acknowledged: &[bool], what: &str) {
+    let opened = disk.open_store();
+    assert_eq!(opened.damage, None, "{what}");
+    let none = Default::default();
+    let records = opened.peers.get(&peer("acme")).map_or(&none, |loaded| &loaded.records);
+    let mut last = None;
+    for (n, ok) in (0..COMMITS).zip(acknowledged) {
+        let own = |m: &u64| records.get(&format!("c{n}r{m}")) == Some(&record(n * RECORDS + m));
+        let present = (0..RECORDS).filter(own).count() as u64;
+        let named = records.keys().filter(|key| key.starts_with(&format!("c{n}r"))).count() as u64;
+        assert!(present == 0 || present == RECORDS, "{what}: commit {n} by half");
+        assert_eq!(present, named, "{what}: commit {n} differs");
+        assert!(present == RECORDS || !ok, "{what}: commit {n} was acknowledged and is lost");
+        if present > 0 {
+            last = Some(n);
+        }
+    }
+    assert_eq!(records.get("shared"), last.map(record).as_ref(), "{what}: the shared key");
+}
+
+#[test]
+fn after_one_passing_fault_at_any_moment_exactly_what_was_acknowledged_is_there() {
+    let whole = SimDisk::default();
+    assert!(work(&whole).iter().all(|ok| *ok));
+    let mut failed_total = 0;
+    for at in 1..=whole.operations() {
+        let disk = SimDisk::default();
+        disk.faults(|faults| faults.fails_at = Some(at));
+        let acknowledged = work(&disk);
+        failed_total += acknowledged.iter().filter(|ok| !**ok).count();
+        // How many operations there are depends on how commits met in batches, so it may be ahead.
+        disk.faults(|faults| faults.fails_at = None);
+        // The store was closed, so nothing depends on what the disk kept of unsynced writes, unless
+        // closing met the fault; what was answered is there in any case.
+        for view in [disk.after_power_cut(0), disk.after_power_cut(1), disk.clone()] {
+            survived(&view, &acknowledged, &format!("fault at {at}"));
+            let records = view.open_store().peers.remove(&peer("acme")).unwrap_or_default().records;
+            let commits = acknowledged.iter().filter(|ok| **ok).count() as u64;
+            let shared = u64::from(commits > 0);
+            assert_eq!(
+                records.len() as u64,
+                commits * RECORDS + shared,
+                "fault at {at}: a failed commit shows"
+            );
+        }
+    }
+    assert!(failed_total > 0);
+}
+
+#[test]
+fn a_passing_fault_while_opening_costs_no_record() {
+    let filled = SimDisk::default();
+    assert!(work(&filled).iter().all(|ok| *ok));
+    let acknowledged = [true; COMMITS as usize];
+    // A file that was closed, and one as a crash leaves it.
+    let crashed = SimDisk::default();
+    let opened = crashed.open_store();
+    wait(opened.store.commit(vec![put("acme", "k", 1)])).unwrap();
+    for (bytes, closed) in [(filled.seen(), true), (crashed.seen(), false)] {
+        let mut refused = 0;
+        for at in 1.. {
+            let disk = SimDisk::with_bytes(bytes.clone());
+            disk.faults(|faults| faults.fails_at = Some(at));
+            let opened = Store::open_with_backend(Arc::new(disk.clone()), StoreOptions::default());
+            refused += u64::from(opened.is_err());
+            drop(opened);
+            let untouched = disk.operations() < at;
+            disk.faults(|faults| faults.fails_at = None);
+            for view in [disk.after_power_cut(0), disk.after_power_cut(2), disk.clone()] {
+                if closed {
+                    survived(&view, &acknowledged, &format!("fault at {at}"));
+                } else {
+                    assert_eq!(
+                        view.open_store().peers[&peer("acme")].records["k"],
+                        record(1),
+                        "fault at {at}"
+                    );
+                }
+                assert_eq!(view.set_aside_count(), 0, "fault at {at}");
+            }
+            if untouched {
+                break;
+            }
+        }
+        assert!(refused > 3, "{refused}");
+    }
+}
+
+#[test]
+fn a_page_that_a_failed_sync_dropped_is_written_again() {
+    let disk = SimDisk::default();
+    let store = disk.open_store().store;
+    let all = || (0..500).map(|n| put("acme", format!("k{n:03}"), n)).collect::<Vec<_>>();
+    // Several times, so that the file needs not grow (and sync for it) when it matters.
+    (0..5).for_each(|_| wait(store.commit(all())).unwrap());
+    disk.faults(|faults| faults.sync = Some(ErrorKind::Other));
+    // The same records again: there is nothing to take back, but their pages are new ones.
+    assert!(wait(store.commit(all())).is_err());
+    assert!(disk.lost_pages() > 10, "{}", disk.lost_pages());
+    disk.faults(|faults| faults.sync = None);
+    wait(store.commit(vec![put("acme", "k000", 1000)])).unwrap();
+    let after = disk.after_power_cut(0).open_store();
+    assert_eq!(after.damage, None);
+    let records = &after.peers[&peer("acme")].records;
+    assert_eq!((records.len(), &records["k000"]), (500, &record(1000)));
+    assert!((1..500).all(|n| records[&format!("k{n:03}")] == record(n)));
+}
+
+#[test]
+fn a_failing_disk_fails_the_batch_only_and_the_store_goes_on_when_it_heals() {
+    for (name, on_write) in [("write", true), ("sync", false)] {
+        let disk = SimDisk::default();
+        let store = disk.open_store().store;
+        wait(store.commit(vec![put("acme", "kept", 1), put("acme", "changed", 1)])).unwrap();
+        wait(store.put_document("doc", vec![1])).unwrap();
+        let fault = |kind| {
+            move |faults: &mut common::Faults| {
+                if on_write { faults.write = kind } else { faults.sync = kind }
+            }
+        };
+        disk.faults(fault(Some(ErrorKind::StorageFull)));
+        for round in 0..3 {
+            let outcomes = wait_all(vec![
+                store.commit(vec![put("acme", "changed", 2), put("acme", "lost", round)]),
+                store.put_document("doc", vec![2]),
+                store.forget_peer(&peer("acme")),
+            ]);
+            assert!(outcomes.iter().all(Result::is_err), "{name}: {outcomes:?}");
+        }
+        let health = store.health();
+        assert!(health.error.is_some() && health.failed_commits == 9, "{name}: {health:?}");
+
+        disk.faults(fault(None));
+        wait(store.commit(vec![put("acme", "later", 3)])).unwrap();
+        assert_eq!(store.get_document("doc").unwrap(), Some(vec![1]), "{name}");
+        let health = store.health();
+        assert!(health.error.is_none() && health.last_error.is_some(), "{name}: {health:?}");
+        let seen = SimDisk::with_bytes(disk.seen());
+        // Also true of the disk below, which dropped the pages of the failed syncs.
+        let cut = disk.after_power_cut(0);
+        drop(store);
+        for (view, opened) in
+            [("closed", disk.open_store()), ("seen", seen.open_store()), ("cut", cut.open_store())]
+        {
+            assert_eq!(opened.damage, None, "{name}, {view}");
+            let expected = [("changed", 1), ("kept", 1), ("later", 3)];
+            let expected = expected.into_iter().map(|(key, n)| (key.to_owned(), record(n))).collect();
+            assert_eq!(opened.peers[&peer("acme")].records, expected, "{name}, {view}");
+        }
+    }
+}
+
+#[test]
+fn nothing_of_a_batch_whose_sync_failed_is_left_when_the_disk_heals_at_once() {
+    let disk = SimDisk::default();
+    let store = disk.open_store().store;
+    wait(store.commit(vec![put("acme", "k", 1)])).unwrap();
+    disk.faults(|faults| faults.sync = Some(ErrorKind::Other));
+    assert!(wait(store.commit(vec![put("acme", "k", 2), put("acme", "new", 2)])).is_err());
+    disk.faults(|faults| faults.sync = None);
+    // No further commit: closing alone must leave the file as it was before.
+    store.close().unwrap();
+    let records = &disk.open_store().peers[&peer("acme")].records;
+    assert_eq!(records.len(), 1);
+    assert_eq!(records["k"], record(1));
+}
+
+#[test]
+fn a_full_disk_refuses_what_does_not_fit_and_keeps_what_fits() {
+    let disk = SimDisk::default();
+    let store = disk.open_store().store;
+    wait(store.commit(vec![put("acme", "k", 1)])).unwrap();
+    let capacity = store.health().file_bytes.max(disk.seen().len() as u64);
+    disk.faults(|faults| faults.capacity = Some(capacity));
+    let error = wait(store.put_document("large", vec![1; 4 * 1024 * 1024])).unwrap_err();
+    assert!(error.to_string().contains("free space"), "{error}");
+    wait(store.commit(vec![put("acme", "small", 2)])).unwrap();
+    assert_eq!(store.get_document("large").unwrap(), None);
+    drop(store);
+    assert_eq!(disk.open_store().peers[&peer("acme")].records.len(), 2);
+}
+
+#[test]
+fn a_disk_that_fails_while_opening_is_an_error_and_the_file_stays() {
+    let filled = SimDisk::default();
+    wait(filled.open_store().store.commit(vec![put("acme", "k", 1)])).unwrap();
+    for kind in [ErrorKind::StorageFull, ErrorKind::PermissionDenied, ErrorKind::Other] {
+        let disk = SimDisk::with_bytes(filled.seen());
+        disk.faults(|faults| faults.write = Some(kind));
+        let error = Store::open_with_backend(Arc::new(disk.clone()), StoreOptions::default()).err().unwrap();
+        let denied = matches!(error, OpenError::Denied { .. });
+        assert!(denied || matches!(error, OpenError::Io { .. }), "{error}");
+        assert_eq!(denied, kind == ErrorKind::PermissionDenied, "{error}");
+        assert_eq!((disk.set_aside_count(), disk.seen()), (0, filled.seen()), "{error}");
+        disk.faults(|faults| faults.write = None);
+        assert_eq!(disk.open_store().peers[&peer("acme")].records["k"], record(1));
+    }
+}

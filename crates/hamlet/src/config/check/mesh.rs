@@ -1,0 +1,142 @@
+//! The Mesh document, checked.
+//!
+//! Invariant: no two listeners share a port, and the socket's path fits in a socket address.
+
+use std::collections::BTreeMap;
+
+use hamlet_core::{Endpoint, MeshName};
+
+use super::Check;
+use crate::config::model::{
+    DnsConfig, EgressConfig, IdentityFiles, Limits, Listeners, LogConfig, MeshConfig, PairFiles, ZoneConfig,
+};
+use crate::config::problem::Mark;
+use crate::config::raw::{At, Mesh, Pair};
+use crate::config::scalar::Listen;
+
+/// Longest path of a unix socket on Linux, in bytes (`sun_path` without its end).
+const SOCKET_PATH_MAX: usize = 107;
+
+const NO_PAIR: &str = "`hamlet init DIR` makes one; or put the PEM file there";
+
+impl Check<'_> {
+    /// `None` if something of it was reported by the walk.
+    pub(super) fn mesh(&mut self, raw: &Mesh) -> Option<MeshConfig> {
+        self.listeners_differ(&raw.listen);
+        let agent = self.pair(&raw.agent);
+        let gateway = self.pair(&raw.gateway);
+        let ca = raw.ca.as_ref().map(|ca| self.pair(ca));
+        self.zones_differ(raw);
+        let data = raw.data.as_ref().map(|at| self.resolve(&at.value, at.mark))?;
+        let socket = match &raw.socket {
+            Some(at) => self.resolve(&at.value, at.mark),
+            None => data.join("admin.sock"),
+        };
+        let bytes = socket.as_os_str().len();
+        if bytes > SOCKET_PATH_MAX {
+            let mark = raw.socket.as_ref().or(raw.data.as_ref()).map_or(raw.meta.mark, |at| at.mark);
+            let path = format!("{} spec.socket", raw.meta.label);
+            let message = format!(
+                "the path of the admin socket has {bytes} bytes; at most {SOCKET_PATH_MAX} are possible"
+            );
+            self.problems.error(
+                mark,
+                &path,
+                message,
+                "set `socket` to a shorter path, for example /run/hamlet/admin.sock",
+            );
+        }
+        let listen = raw.listen.each_ref().map(|l| l.as_ref().map(|at| at.value.0));
+        let [agent_at, ingress, egress_http, dns, admin] = listen;
+        Some(MeshConfig {
+            name: MeshName::parse(&raw.meta.name.as_ref()?.value).ok()?,
+            trust_domain: raw.trust_domain.as_ref()?.value.clone(),
+            identity: IdentityFiles {
+                agent: agent?,
+                gateway: gateway?,
+                ca: match ca {
+                    None => None,
+                    Some(pair) => Some(pair?),
+                },
+            },
+            listen: Listeners {
+                agent: agent_at?,
+                ingress: ingress?,
+                egress_http: egress_http?,
+                dns: dns?,
+                admin: admin?,
+            },
+            advertise: endpoints(raw),
+            data,
+            socket,
+            egress: EgressConfig {
+                pool: raw.pool?.0,
+                listeners: usize::try_from(raw.listeners?).ok()?,
+                connect_timeout: raw.connect_timeout?.0,
+                idle_timeout: raw.idle_timeout?.0,
+                drain: raw.drain?,
+            },
+            dns: DnsConfig { ttl: raw.ttl?.0, zones: zones(raw) },
+            limits: Limits {
+                peers: usize::try_from(raw.limits.peers?).ok()?,
+                services_per_peer: usize::try_from(raw.limits.services_per_peer?).ok()?,
+                bytes_per_peer: raw.limits.bytes_per_peer?.0,
+                message_bytes: usize::try_from(raw.limits.message_bytes?.0).ok()?,
+            },
+            log: LogConfig { level: raw.log_level?, format: raw.log_format? },
+        })
+    }
+
+    fn pair(&mut self, raw: &Pair) -> Option<PairFiles> {
+        let cert = raw.cert.as_ref().map(|at| self.file(at, NO_PAIR));
+        let key = raw.key.as_ref().map(|at| self.file(at, NO_PAIR));
+        Some(PairFiles { cert: cert?, key: key? })
+    }
+
+    /// Port 0 asks for any free port and collides with nothing.
+    fn listeners_differ(&mut self, listen: &[Option<At<Listen>>; 5]) {
+        let mut taken: Vec<&At<Listen>> = Vec::new();
+        for at in listen.iter().flatten() {
+            let Some(address) = at.value.0.filter(|a| a.port() != 0) else { continue };
+            let clash = taken.iter().find(|other| {
+                other.value.0.is_some_and(|o| {
+                    let any = o.ip().is_unspecified() || address.ip().is_unspecified();
+                    o.port() == address.port() && (any || o.ip() == address.ip())
+                })
+            });
+            if let Some(other) = clash {
+                let message = format!("{address} is the port of `{}` already", other.path);
+                self.error(at, message, "give each listener a port of its own");
+            }
+            taken.push(at);
+        }
+    }
+
+    fn zones_differ(&mut self, raw: &Mesh) {
+        let mut seen: BTreeMap<&str, Mark> = BTreeMap::new();
+        for at in raw.zones.iter().filter_map(|(suffix, _)| suffix.as_ref()) {
+            if let Some(first) = seen.insert(at.value.as_str(), at.mark) {
+                let message =
+                    format!("the zone {} stands twice; the first is on line {}", at.value, first.line);
+                self.error(at, message, "keep one of the two");
+            }
+        }
+    }
+}
+
+fn endpoints(raw: &Mesh) -> Vec<Endpoint> {
+    let endpoint = |(at, labels): &(At<crate::config::scalar::Advertised>, Vec<String>)| Endpoint {
+        address: at.value.address,
+        port: at.value.port,
+        labels: labels.clone(),
+        description: String::new(),
+    };
+    raw.advertise.iter().map(endpoint).collect()
+}
+
+fn zones(raw: &Mesh) -> Vec<ZoneConfig> {
+    let zone = |(suffix, exclusive): &(Option<At<hamlet_core::NameSuffix>>, Option<bool>)| {
+        Some(ZoneConfig { suffix: suffix.as_ref()?.value.clone(), exclusive: (*exclusive)? })
+    };
+    raw.zones.iter().filter_map(zone).collect()
+}

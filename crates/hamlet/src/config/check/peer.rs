@@ -1,0 +1,148 @@
+//! The Peer documents, checked: whom we believe.
+//!
+//! Invariant: a trust domain belongs to one peer only and never to us, and a peer's ids lie in its
+//! trust domain; so a proven id names one peer (decision 8).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hamlet_core::guard::GuardSettings;
+use hamlet_core::imported::ImportLimits;
+use hamlet_core::{PeerName, SpiffeId, TrustDomain};
+
+use super::Check;
+use crate::config::model::{MeshConfig, PeerConfig, SecretFile};
+use crate::config::problem::Mark;
+use crate::config::raw::{At, Peer};
+
+impl Check<'_> {
+    /// The peers that are right.
+    pub(super) fn peers(
+        &mut self,
+        raw: &[Peer],
+        mesh: Option<&MeshConfig>,
+    ) -> BTreeMap<PeerName, PeerConfig> {
+        self.trust_domains_differ(raw, mesh);
+        if let (Some(mesh), Some(last)) = (mesh, raw.last())
+            && raw.len() > mesh.limits.peers
+        {
+            let message = format!("{} peers, but the Mesh allows {}", raw.len(), mesh.limits.peers);
+            let path = last.meta.label.clone();
+            self.problems.error(
+                last.meta.mark,
+                &path,
+                message,
+                "raise `limits.peers` of the Mesh, or remove peers",
+            );
+        }
+        let mut peers = BTreeMap::new();
+        for raw in raw {
+            self.peer_ids(raw);
+            if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
+                && name.value.eq_ignore_ascii_case(mesh.name.as_str())
+            {
+                let message = format!("the peer has the name of our own mesh, `{}`", mesh.name);
+                self.error(name, message, "give the peer another name; it is only used here");
+            }
+            let peer = self.peer(raw, mesh);
+            if let Some(peer) = peer {
+                peers.entry(peer.name.clone()).or_insert(peer);
+            }
+        }
+        peers
+    }
+
+    fn trust_domains_differ(&mut self, raw: &[Peer], mesh: Option<&MeshConfig>) {
+        let mut owner: BTreeMap<&TrustDomain, (&str, Mark)> = BTreeMap::new();
+        for peer in raw {
+            let Some(at) = &peer.trust_domain else { continue };
+            if mesh.is_some_and(|m| m.trust_domain == at.value) {
+                let message = format!("{} is our own trust domain", at.value);
+                let fix = "write the peer's trust domain; two meshes of one trust domain can't tell each other apart";
+                self.error(at, message, fix);
+            } else if let Some((other, mark)) = owner.get(&at.value) {
+                let message =
+                    format!("{} is the trust domain of {other} already ({})", at.value, self.place(*mark));
+                self.error(
+                    at,
+                    message,
+                    "a trust domain belongs to one peer: remove one, or correct the trust domain",
+                );
+            } else {
+                owner.insert(&at.value, (&peer.meta.label, at.mark));
+            }
+        }
+    }
+
+    /// Each list names ids of the peer's trust domain, each once.
+    fn peer_ids(&mut self, raw: &Peer) {
+        for list in [&raw.agent_ids, &raw.gateway_ids] {
+            let mut seen: BTreeSet<&SpiffeId> = BTreeSet::new();
+            for at in list {
+                if !seen.insert(&at.value) {
+                    self.error(at, format!("{} stands twice", at.value), "remove one of the two");
+                }
+                if let Some(domain) = &raw.trust_domain {
+                    self.in_trust_domain(at, &domain.value);
+                }
+            }
+        }
+        let agents: BTreeSet<&SpiffeId> = raw.agent_ids.iter().map(|at| &at.value).collect();
+        for at in &raw.gateway_ids {
+            if agents.contains(&at.value) {
+                let message =
+                    format!("{} is an agent's id too: its gateway could speak for the mesh", at.value);
+                self.warning(at, message, "have the peer use an id of its own for its gateways");
+            }
+        }
+    }
+
+    pub(super) fn in_trust_domain(&mut self, at: &At<SpiffeId>, domain: &TrustDomain) {
+        if at.value.trust_domain() != domain {
+            let message = format!("{} is outside the peer's trust domain {domain}", at.value);
+            let fix = format!("write an id that starts with spiffe://{domain}/, or correct `trustDomain`");
+            self.error(at, message, fix);
+        }
+    }
+
+    fn peer(&mut self, raw: &Peer, mesh: Option<&MeshConfig>) -> Option<PeerConfig> {
+        let bundle = raw.bundle.as_ref().map(|at| {
+            self.file(at, "copy the peer's CA certificates there; a Hamlet has them in `identity/ca.pem`")
+        });
+        let context = raw
+            .context
+            .as_ref()
+            .map(|at| SecretFile { path: self.file(at, "write the secret into it, with mode 0600") });
+        let limits = &mesh?.limits;
+        Some(PeerConfig {
+            name: PeerName::parse(&raw.meta.name.as_ref()?.value).ok()?,
+            address: raw.address.clone(),
+            trust_domain: raw.trust_domain.as_ref()?.value.clone(),
+            bundle: bundle?,
+            agent_ids: ids(&raw.agent_ids)?,
+            gateway_ids: ids(&raw.gateway_ids)?,
+            publish: raw.publish?,
+            import: raw.import?,
+            context,
+            hold_time: raw.hold_time?,
+            guard: GuardSettings {
+                percent: u8::try_from(raw.guard_percent?).ok()?,
+                floor: usize::try_from(raw.guard_floor?).ok()?,
+                wait: raw.guard_wait?,
+            },
+            limits: ImportLimits {
+                services: match raw.quota_services {
+                    Some(own) => usize::try_from(own).ok()?,
+                    None => limits.services_per_peer,
+                },
+                bytes: raw.quota_bytes.map_or(limits.bytes_per_peer, |b| b.0),
+                refused_hold: raw.refused_hold?,
+            },
+            extensions: raw.extensions?,
+            paused: raw.paused?,
+        })
+    }
+}
+
+fn ids(list: &[At<SpiffeId>]) -> Option<Vec<SpiffeId>> {
+    (!list.is_empty()).then(|| list.iter().map(|at| at.value.clone()).collect())
+}

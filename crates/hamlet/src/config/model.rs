@@ -1,0 +1,310 @@
+//! The checked configuration. A value of these types can't be wrong: every text has been parsed,
+//! every reference resolved, every default filled in. Only [`super::check`] makes a [`Config`].
+//!
+//! Invariant: nothing here is read from a file except by [`SecretFile::read`]; paths are as the
+//! document's folder resolves them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hamlet_core::guard::GuardSettings;
+use hamlet_core::import::ImportRules;
+use hamlet_core::imported::ImportLimits;
+use hamlet_core::publication::{PublicationPolicy, PublicationRule};
+use hamlet_core::{
+    AddressRange, Endpoint, LocalService, MeshName, NameSuffix, PeerName, SpiffeId, TrustDomain,
+};
+
+pub use super::secret::{Secret, SecretError, SecretFile};
+
+/// One agent's whole configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// This agent.
+    pub mesh: MeshConfig,
+    /// The peers, by name.
+    pub peers: BTreeMap<PeerName, PeerConfig>,
+    /// What peers see of us, in order of the names.
+    pub publications: Vec<PublicationRule>,
+    /// What we accept, by peer.
+    pub imports: BTreeMap<PeerName, ImportConfig>,
+    /// The services declared by hand, in order of the names.
+    pub services: Vec<Arc<LocalService>>,
+}
+
+impl Config {
+    /// The publications as the policy that core evaluates.
+    pub fn publication_policy(&self) -> PublicationPolicy {
+        PublicationPolicy { rules: self.publications.clone() }
+    }
+}
+
+/// This agent: the `Mesh` document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeshConfig {
+    /// Our name.
+    pub name: MeshName,
+    /// Our trust domain; no peer has the same.
+    pub trust_domain: TrustDomain,
+    /// Where our certificates are.
+    pub identity: IdentityFiles,
+    /// Where we listen.
+    pub listen: Listeners,
+    /// The ingress points that peers are told; not empty if there is a publication.
+    pub advertise: Vec<Endpoint>,
+    /// The store's folder.
+    pub data: PathBuf,
+    /// The admin API's unix socket.
+    pub socket: PathBuf,
+    /// The way out.
+    pub egress: EgressConfig,
+    /// Answers for imported names.
+    pub dns: DnsConfig,
+    /// Limits.
+    pub limits: Limits,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+/// Where our certificates are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// The agent's pair.
+    pub agent: PairFiles,
+    /// The gateways' pair.
+    pub gateway: PairFiles,
+    /// A local CA that mints ingress certificates.
+    pub ca: Option<PairFiles>,
+}
+
+/// A certificate and its key, both PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairFiles {
+    /// The chain, leaf first.
+    pub cert: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Where we listen; `None` is off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listeners {
+    /// Other agents.
+    pub agent: Option<SocketAddr>,
+    /// Other meshes' gateways.
+    pub ingress: Option<SocketAddr>,
+    /// Local HTTP workloads.
+    pub egress_http: Option<SocketAddr>,
+    /// Names, UDP and TCP.
+    pub dns: Option<SocketAddr>,
+    /// Health and metrics.
+    pub admin: Option<SocketAddr>,
+}
+
+/// The way out to other meshes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressConfig {
+    /// The pool of listener addresses: IPv4 loopback.
+    pub pool: AddressRange,
+    /// Most listeners.
+    pub listeners: usize,
+    /// How long one endpoint may take to accept.
+    pub connect_timeout: Duration,
+    /// After how long a silent connection is closed.
+    pub idle_timeout: Duration,
+    /// How long connections outlive their route.
+    pub drain: Duration,
+}
+
+/// Answers for imported names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Time to live, whole seconds.
+    pub ttl: Duration,
+    /// Suffixes with a rule of their own.
+    pub zones: Vec<ZoneConfig>,
+}
+
+/// One suffix of DNS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZoneConfig {
+    /// Names under it.
+    pub suffix: NameSuffix,
+    /// Whether nobody else answers for it.
+    pub exclusive: bool,
+}
+
+/// Limits of the whole agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Most peers.
+    pub peers: usize,
+    /// Most services of one peer, unless it has its own quota.
+    pub services_per_peer: usize,
+    /// Most bytes of one peer's offers, unless it has its own quota.
+    pub bytes_per_peer: u64,
+    /// Largest offer, in bytes.
+    pub message_bytes: usize,
+}
+
+/// Logging.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// How much.
+    pub level: LogLevel,
+    /// In which form.
+    pub format: LogFormat,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// All of them.
+    pub const ALL: [LogLevel; 5] =
+        [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+
+    /// As written, which is also what an `EnvFilter` takes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// In which form is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line for people.
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// Another mesh's agent: a `Peer` document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerConfig {
+    /// Its name here.
+    pub name: PeerName,
+    /// Where its agent listens; `None`: we only accept.
+    pub address: Option<PeerAddress>,
+    /// Its trust domain; no other peer has the same, nor have we.
+    pub trust_domain: TrustDomain,
+    /// Its CA certificates.
+    pub bundle: PathBuf,
+    /// Its agents' exact ids, in its trust domain; not empty.
+    pub agent_ids: Vec<SpiffeId>,
+    /// Its gateways' exact ids, in its trust domain; not empty.
+    pub gateway_ids: Vec<SpiffeId>,
+    /// Whether we publish to it.
+    pub publish: bool,
+    /// Whether we import from it.
+    pub import: bool,
+    /// The secret it asks for.
+    pub context: Option<SecretFile>,
+    /// How long its services outlive it.
+    pub hold_time: HoldTime,
+    /// The brake on mass withdrawals.
+    pub guard: GuardSettings,
+    /// Quotas and the refused hold; the mesh's limits where the peer has none of its own.
+    pub limits: ImportLimits,
+    /// Whether it must speak our extensions.
+    pub extensions: Extensions,
+    /// Keep it, but don't talk to it.
+    pub paused: bool,
+}
+
+/// How long a lost peer's services stay in force (decision 14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldTime {
+    /// This long, counted while we run and try; never zero.
+    For(Duration),
+    /// Until a person says otherwise.
+    Forever,
+}
+
+/// Whether a peer must speak our extensions of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extensions {
+    /// Used if it has them.
+    Auto,
+    /// Refused without them.
+    Required,
+}
+
+/// Where a peer's agent listens: a name or an IP, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAddress {
+    host: String,
+    port: NonZeroU16,
+}
+
+impl PeerAddress {
+    /// Reads `HOST:PORT`; an IPv6 address stands in brackets.
+    pub fn parse(text: &str) -> Result<PeerAddress, String> {
+        let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
+        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse::<NonZeroU16>().ok().filter(|_| digits);
+        let port = port.ok_or("the port is not a number from 1 to 65535")?;
+        let host = match host.strip_prefix('[').map(|h| h.strip_suffix(']')) {
+            Some(Some(v6)) => match v6.parse::<IpAddr>() {
+                Ok(IpAddr::V6(ip)) => ip.to_string(),
+                _ => return Err("what stands in the brackets is not an IPv6 address".into()),
+            },
+            Some(None) => return Err("the closing bracket is missing".into()),
+            None => match host.parse::<IpAddr>() {
+                Ok(IpAddr::V4(ip)) => ip.to_string(),
+                Ok(IpAddr::V6(_)) => return Err("an IPv6 address with a port stands in brackets".into()),
+                // A host name may have one label; otherwise the rules of names are the same.
+                Err(_) => NameSuffix::parse(host).map_err(|e| e.to_string())?.as_str().to_owned(),
+            },
+        };
+        Ok(PeerAddress { host, port })
+    }
+
+    /// The name or address, IPv6 without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port.get()
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What we accept from one peer: an `Import` document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImportConfig {
+    /// The document's name.
+    pub name: String,
+    /// The rules that core evaluates.
+    pub rules: ImportRules,
+}

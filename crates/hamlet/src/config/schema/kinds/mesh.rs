@@ -1,0 +1,318 @@
+//! The table of `Mesh`: this agent. A table only.
+//!
+//! Invariant: docs are complete sentences, because they are the reference.
+
+use super::field;
+use crate::config::scalar::*;
+use crate::config::schema::Need::{Default, Optional, Required};
+use crate::config::schema::Shape::{self, Bool, Choice, Integer, List, Text, TextOr};
+use crate::config::schema::{Kind, Object};
+
+static PEM_PAIR: Object = Object {
+    fields: &[
+        field(
+            "cert",
+            Text(&PATH),
+            Required,
+            "The certificate as PEM; of a chain the leaf first.",
+            "identity/agent.pem",
+        ),
+        field(
+            "key",
+            Text(&PATH),
+            Required,
+            "The private key as PEM, readable by the owner of the process only.",
+            "identity/agent.key",
+        ),
+    ],
+};
+
+static IDENTITY: Object = Object {
+    fields: &[
+        field(
+            "agent",
+            Shape::Object(&PEM_PAIR),
+            Required,
+            "What this agent proves to other agents.",
+            "{cert: identity/agent.pem, key: identity/agent.key}",
+        ),
+        field(
+            "gateway",
+            Shape::Object(&PEM_PAIR),
+            Required,
+            "What our gateways prove to other gateways.",
+            "{cert: identity/gateway.pem, key: identity/gateway.key}",
+        ),
+        field(
+            "ca",
+            Shape::Object(&PEM_PAIR),
+            Optional,
+            "A local CA (made by `hamlet init`). With it the ingress mints a certificate for each service name; \
+             without it the gateway's certificate must name them.",
+            "{cert: identity/ca.pem, key: identity/ca.key}",
+        ),
+    ],
+};
+
+static LISTEN_OBJECT: Object = Object {
+    fields: &[
+        field(
+            "agent",
+            Text(&LISTEN),
+            Default("0.0.0.0:7443"),
+            "Other agents connect here (mTLS).",
+            "0.0.0.0:7443",
+        ),
+        field(
+            "ingress",
+            Text(&LISTEN),
+            Default("0.0.0.0:7444"),
+            "Other meshes' gateways connect here (mTLS). Publish where that is in `advertise`.",
+            "0.0.0.0:7444",
+        ),
+        field(
+            "egressHttp",
+            Text(&LISTEN),
+            Default("127.0.0.1:7480"),
+            "Local workloads reach every imported HTTP service here, by Host name. Clear text: keep it on loopback.",
+            "127.0.0.1:7480",
+        ),
+        field(
+            "dns",
+            Text(&LISTEN),
+            Default("127.0.0.1:7453"),
+            "Answers for imported names (UDP and TCP).",
+            "off",
+        ),
+        field(
+            "admin",
+            Text(&LISTEN),
+            Default("127.0.0.1:7490"),
+            "Health and metrics over HTTP, nothing else. The admin API is on `socket`.",
+            "127.0.0.1:7490",
+        ),
+    ],
+};
+
+static ADVERTISED_INGRESS: Object = Object {
+    fields: &[
+        field("address", Text(&ADVERTISED), Required, "Where peers reach our ingress.", "203.0.113.10:7444"),
+        field(
+            "labels",
+            List { item: &Text(&TEXT), min: 0, max: 64 },
+            Optional,
+            "Labels of this ingress point, offered with it.",
+            "[eu-west]",
+        ),
+    ],
+};
+
+static ADVERTISE: Object = Object {
+    fields: &[field(
+        "ingress",
+        List { item: &TextOr(&ADVERTISED, &ADVERTISED_INGRESS), min: 1, max: 256 },
+        Optional,
+        "Where peers reach our ingress: `IP:PORT`, or a mapping with labels. Needed as soon as there is a Publication.",
+        "[\"203.0.113.10:7444\"]",
+    )],
+};
+
+static EGRESS: Object = Object {
+    fields: &[
+        field(
+            "pool",
+            Text(&POOL),
+            Default("127.64.0.0/16"),
+            "Every imported service gets an address of its own from here. Agents on one machine need pools of their own.",
+            "127.64.0.0/16",
+        ),
+        field(
+            "listeners",
+            Integer(0, 65_536),
+            Default("4096"),
+            "Most egress listeners. Services above it are reachable through `listen.egressHttp` only, and the state says so.",
+            "4096",
+        ),
+        field(
+            "connectTimeout",
+            Text(&POSITIVE),
+            Default("3s"),
+            "How long one endpoint may take to accept, before the next one is tried.",
+            "3s",
+        ),
+        field(
+            "idleTimeout",
+            Text(&POSITIVE),
+            Default("1h"),
+            "A connection without a byte in either direction is closed after this time.",
+            "1h",
+        ),
+        field(
+            "drain",
+            Text(&DURATION),
+            Default("30s"),
+            "How long live connections go on after their route was withdrawn. Removing a peer closes at once.",
+            "30s",
+        ),
+    ],
+};
+
+static ZONE: Object = Object {
+    fields: &[
+        field("suffix", Text(&SUFFIX), Required, "Names under it are ours to answer.", "globex.example"),
+        field(
+            "exclusive",
+            Bool,
+            Default("false"),
+            "Whether nobody else answers for this suffix. If so, unknown names get NXDOMAIN, else REFUSED, so that \
+             forwarding a partner's public domain to us doesn't hide it.",
+            "true",
+        ),
+    ],
+};
+
+static DNS: Object = Object {
+    fields: &[
+        field("ttl", Text(&TTL), Default("5s"), "Time to live of the answers.", "5s"),
+        field(
+            "zones",
+            List { item: &Shape::Object(&ZONE), min: 0, max: 1024 },
+            Optional,
+            "Suffixes with a rule of their own. Imported names are answered without being listed here.",
+            "[{suffix: globex.example, exclusive: true}]",
+        ),
+    ],
+};
+
+static LIMITS: Object = Object {
+    fields: &[
+        field("peers", Integer(1, 10_000), Default("256"), "Most peers.", "256"),
+        field(
+            "servicesPerPeer",
+            Integer(1, 1_000_000),
+            Default("20000"),
+            "Most services that one peer may offer; the rest is refused. A Peer can have its own in `quotas`.",
+            "20000",
+        ),
+        field(
+            "bytesPerPeer",
+            Text(&BYTES),
+            Default("64MiB"),
+            "Most bytes of offers kept of one peer.",
+            "64MiB",
+        ),
+        field(
+            "messageBytes",
+            Text(&MESSAGE_BYTES),
+            Default("64KiB"),
+            "Largest offer that we admit and that we send.",
+            "64KiB",
+        ),
+    ],
+};
+
+static LOG: Object = Object {
+    fields: &[
+        field(
+            "level",
+            Choice(&[
+                ("error", "what a person must act on"),
+                ("warn", "and what may become one"),
+                ("info", "and what a person reads in the morning"),
+                ("debug", "and one peer's story"),
+                ("trace", "everything"),
+            ]),
+            Default("info"),
+            "How much is logged.",
+            "info",
+        ),
+        field(
+            "format",
+            Choice(&[("text", "a line for people"), ("json", "an object a line, for machines")]),
+            Default("text"),
+            "How it looks.",
+            "json",
+        ),
+    ],
+};
+
+/// This agent.
+pub static MESH: Kind = Kind {
+    name: "Mesh",
+    summary: "This agent: its name, identity, listeners and limits. Exactly one.",
+    doc: "Changing `trustDomain`, `identity` paths, `listen`, `data`, `socket` or `egress.pool` needs a restart; \
+          the rest is taken over by a reload.",
+    name_format: &NAME,
+    name_doc: "The name of this mesh.",
+    spec: Object {
+        fields: &[
+            field(
+                "trustDomain",
+                Text(&TRUST_DOMAIN),
+                Required,
+                "Our SPIFFE trust domain. No peer may have the same.",
+                "acme.example",
+            ),
+            field(
+                "identity",
+                Shape::Object(&IDENTITY),
+                Required,
+                "Where our certificates are. The files are watched; a new pair is taken over without a restart.",
+                "{agent: {cert: identity/agent.pem, key: identity/agent.key}, \
+                 gateway: {cert: identity/gateway.pem, key: identity/gateway.key}}",
+            ),
+            field(
+                "listen",
+                Shape::Object(&LISTEN_OBJECT),
+                Optional,
+                "Where we listen. Each can be `off`.",
+                "{dns: off}",
+            ),
+            field(
+                "advertise",
+                Shape::Object(&ADVERTISE),
+                Optional,
+                "What peers are told about reaching us.",
+                "{ingress: [\"203.0.113.10:7444\"]}",
+            ),
+            field(
+                "data",
+                Text(&PATH),
+                Default("data"),
+                "The folder of the store. One agent each; it is locked.",
+                "/var/lib/hamlet",
+            ),
+            field(
+                "socket",
+                Text(&PATH),
+                Optional,
+                "The admin API's unix socket; its file permissions are the access control. Without it: `admin.sock` in `data`.",
+                "run/admin.sock",
+            ),
+            field(
+                "egress",
+                Shape::Object(&EGRESS),
+                Optional,
+                "The way out to other meshes.",
+                "{pool: 127.65.0.0/16}",
+            ),
+            field("dns", Shape::Object(&DNS), Optional, "The answers for imported names.", "{ttl: 5s}"),
+            field("limits", Shape::Object(&LIMITS), Optional, "Nothing is unbounded.", "{peers: 16}"),
+            field("log", Shape::Object(&LOG), Optional, "What is logged.", "{level: debug}"),
+        ],
+    },
+    example: "\
+apiVersion: hamlet.dev/v1
+kind: Mesh
+metadata:
+  name: acme
+spec:
+  trustDomain: acme.example
+  identity:
+    agent: {cert: identity/agent.pem, key: identity/agent.key}
+    gateway: {cert: identity/gateway.pem, key: identity/gateway.key}
+    ca: {cert: identity/ca.pem, key: identity/ca.key}
+  advertise:
+    ingress: [\"203.0.113.10:7444\"]
+",
+};

@@ -1,0 +1,189 @@
+//! The table of `Peer`: another mesh's agent. A table only.
+//!
+//! Invariant: docs are complete sentences, because they are the reference.
+
+use super::field;
+use crate::config::scalar::*;
+use crate::config::schema::Need::{Default, Optional, Required};
+use crate::config::schema::Shape::{self, Bool, Choice, Integer, List, Text};
+use crate::config::schema::{Kind, Object};
+
+static TRUST: Object = Object {
+    fields: &[field(
+        "bundle",
+        Text(&PATH),
+        Required,
+        "The peer's CA certificates as PEM. They prove ids of its trust domain only, and are never pooled with others.",
+        "peers/globex-ca.pem",
+    )],
+};
+
+static CONTEXT: Object = Object {
+    fields: &[field(
+        "file",
+        Text(&PATH),
+        Required,
+        "A file with the secret that the peer asks for in the protocol's `context`. Never logged.",
+        "peers/globex.token",
+    )],
+};
+
+static GUARD: Object = Object {
+    fields: &[
+        field(
+            "percent",
+            Integer(1, 100),
+            Default("30"),
+            "Share of the hour's peak that may go within the hour, in percent; more is held back. 100 switches the guard off.",
+            "30",
+        ),
+        field("floor", Integer(0, 1_000_000), Default("10"), "So many services may always go.", "10"),
+        field(
+            "wait",
+            Text(&DURATION),
+            Default("10m"),
+            "How long they are held back, unless confirmed before.",
+            "10m",
+        ),
+    ],
+};
+
+static QUOTAS: Object = Object {
+    fields: &[
+        field(
+            "services",
+            Integer(1, 1_000_000),
+            Optional,
+            "Most services of this peer, instead of the Mesh's `limits.servicesPerPeer`.",
+            "500",
+        ),
+        field(
+            "bytes",
+            Text(&BYTES),
+            Optional,
+            "Most bytes of this peer's offers, instead of the Mesh's `limits.bytesPerPeer`.",
+            "8MiB",
+        ),
+    ],
+};
+
+/// Another mesh's agent.
+pub static PEER: Kind = Kind {
+    name: "Peer",
+    summary: "Another mesh's agent: where it is, who it is exactly, and how patient we are with it.",
+    doc: "A Peer alone exchanges nothing: a Publication says what it sees of us, an Import what we accept from it.",
+    name_format: &NAME,
+    name_doc: "The peer's name here; used by publications and imports, in logs and in metrics.",
+    spec: Object {
+        fields: &[
+            field(
+                "address",
+                Text(&PEER_ADDRESS),
+                Optional,
+                "Where its agent listens. Without it we never dial, and only accept its connections.",
+                "agent.globex.example:7443",
+            ),
+            field(
+                "trustDomain",
+                Text(&TRUST_DOMAIN),
+                Required,
+                "Its SPIFFE trust domain; each belongs to one peer only.",
+                "globex.example",
+            ),
+            field(
+                "trust",
+                Shape::Object(&TRUST),
+                Required,
+                "What proves its ids.",
+                "{bundle: peers/globex-ca.pem}",
+            ),
+            field(
+                "agentIds",
+                List { item: &Text(&SPIFFE_ID), min: 1, max: 32 },
+                Required,
+                "The exact ids of its agents; another workload of its trust domain is not its agent.",
+                "[\"spiffe://globex.example/hamlet/agent\"]",
+            ),
+            field(
+                "gatewayIds",
+                List { item: &Text(&SPIFFE_ID), min: 1, max: 32 },
+                Required,
+                "The exact ids of its gateways.",
+                "[\"spiffe://globex.example/hamlet/gateway\"]",
+            ),
+            field(
+                "publish",
+                Bool,
+                Default("true"),
+                "Whether we publish to it at all. Publications decide what.",
+                "false",
+            ),
+            field(
+                "import",
+                Bool,
+                Default("true"),
+                "Whether we import from it at all. Its Import decides what.",
+                "false",
+            ),
+            field(
+                "context",
+                Shape::Object(&CONTEXT),
+                Optional,
+                "A shared secret for peers that ask for one. Between Hamlets the certificates suffice.",
+                "{file: peers/globex.token}",
+            ),
+            field(
+                "holdTime",
+                Text(&HOLD_TIME),
+                Default("1h"),
+                "How long its services stay in force after it is lost, counted while we run and try to reach it.",
+                "forever",
+            ),
+            field(
+                "refusedHold",
+                Text(&DURATION),
+                Default("24h"),
+                "How long the last good version of a service stays in force after its new one was refused.",
+                "24h",
+            ),
+            field(
+                "guard",
+                Shape::Object(&GUARD),
+                Optional,
+                "The brake on mass withdrawals.",
+                "{percent: 30, floor: 10, wait: 10m}",
+            ),
+            field(
+                "extensions",
+                Choice(&[
+                    ("auto", "use Hamlet's extensions if the peer has them"),
+                    ("required", "refuse a peer without them"),
+                ]),
+                Default("auto"),
+                "Whether the peer must speak Hamlet's extensions of the protocol.",
+                "required",
+            ),
+            field(
+                "paused",
+                Bool,
+                Default("false"),
+                "Keep the peer and what we know of it, but don't talk to it.",
+                "true",
+            ),
+            field("quotas", Shape::Object(&QUOTAS), Optional, "Limits for this peer.", "{services: 500}"),
+        ],
+    },
+    example: "\
+apiVersion: hamlet.dev/v1
+kind: Peer
+metadata:
+  name: globex
+spec:
+  address: agent.globex.example:7443
+  trustDomain: globex.example
+  trust:
+    bundle: peers/globex-ca.pem
+  agentIds: [\"spiffe://globex.example/hamlet/agent\"]
+  gatewayIds: [\"spiffe://globex.example/hamlet/gateway\"]
+",
+};

@@ -1,0 +1,244 @@
+//! An agent that isn't one: a state source with one of everything, on a real socket.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hamlet_admin::api::*;
+use hamlet_admin::{AdminSocket, BoxFuture, StateSource};
+use hamlet_runtime::{Shutdown, Supervisor};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+pub(crate) struct Fake {
+    pub(crate) peers: Mutex<Vec<PeerStatus>>,
+    pub(crate) broken: Mutex<Option<ReloadProblems>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Fake {
+    pub(crate) fn change_peers(&self, change: impl FnOnce(&mut Vec<PeerStatus>)) {
+        change(&mut self.peers.lock());
+        self.changed.send_modify(|n| *n += 1);
+    }
+}
+
+impl StateSource for Fake {
+    fn agent(&self) -> AgentStatus {
+        AgentStatus {
+            mesh: "acme".into(),
+            trust_domain: "acme.example".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: 4711,
+            uptime_ms: 200_000,
+            config: ConfigStatus { path: "acme".into(), files: 3, loaded_ms: 12_000, ..Default::default() },
+            store: StoreStatus { path: "acme/data".into(), healthy: true, entries: 2, ..Default::default() },
+            tasks: TaskStatus { running: 9, failed: vec![] },
+            listeners: vec![ListenerStatus {
+                name: "ingress".into(),
+                address: "0.0.0.0:7444".into(),
+                error: None,
+            }],
+            identities: vec![IdentityStatus {
+                role: "agent".into(),
+                id: "spiffe://acme.example/hamlet/agent".into(),
+                not_after_s: 2_000_000_000,
+                expires_in_s: 360 * 86_400,
+                error: None,
+            }],
+        }
+    }
+    fn peers(&self) -> Vec<PeerStatus> {
+        self.peers.lock().clone()
+    }
+    fn services(&self) -> Vec<ServiceStatus> {
+        services()
+    }
+    fn publications(&self) -> Vec<PublicationStatus> {
+        vec![PublicationStatus {
+            name: "shared".into(),
+            names: vec!["web".into(), "gone".into()],
+            peers: vec!["globex".into(), "initech".into()],
+            services: vec!["web".into()],
+            missing: vec!["gone".into()],
+            ..Default::default()
+        }]
+    }
+    fn imports(&self) -> Vec<ImportStatus> {
+        vec![ImportStatus {
+            name: "from-globex".into(),
+            peer: "globex".into(),
+            suffixes: vec!["globex.example".into()],
+            ranges: vec!["127.0.0.0/8".into()],
+            endpoint_ports: vec!["443".into(), "7444".into()],
+            admitted: 2,
+            refused_total: 1,
+            refused: vec![refused()],
+            ..Default::default()
+        }]
+    }
+    fn readiness(&self) -> Vec<ReadyCheck> {
+        vec![ReadyCheck::ok("store")]
+    }
+    fn reload(&self) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
+        let broken = self.broken.lock().clone();
+        let report = ReloadReport {
+            generation: 2,
+            changed: true,
+            changes: vec!["peer globex: changed".into()],
+            ..Default::default()
+        };
+        Box::pin(async move { broken.map_or(Ok(report), Err) })
+    }
+    fn metrics_text(&self) -> String {
+        "# EOF\n".into()
+    }
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+fn refused() -> RefusedService {
+    RefusedService {
+        service: "evil\u{1b}[2J".into(),
+        rule: "name-outside-suffixes".into(),
+        field: "fqdn".into(),
+        message: "bank.example is not below globex.example".into(),
+        older_in_force: false,
+        age_ms: Some(5000),
+    }
+}
+
+pub(crate) fn healthy() -> PeerStatus {
+    let equal = Proof::Equal { age_ms: 3000 };
+    PeerStatus {
+        name: "globex".into(),
+        trust_domain: "globex.example".into(),
+        address: Some("agent.globex.example:7443".into()),
+        direction: Direction::Dialled,
+        state: PeerState::InSync { proven_ms: 3000, refused: 1, withheld: 0, older_in_force: 0 },
+        state_age_ms: 200_000,
+        hello: Some(HelloStatus {
+            agent: "hamlet 0.1.0".into(),
+            version: "1".into(),
+            capabilities: vec!["digest".into(), "bookmark".into()],
+        }),
+        publish: Some(PublishProgress {
+            offered: 1,
+            acknowledged: 1,
+            proof: equal.clone(),
+            last_change_ms: Some(60_000),
+            ..Default::default()
+        }),
+        import: Some(ImportProgress {
+            heard: 3,
+            in_force: 2,
+            refused_total: 1,
+            refused: vec![refused()],
+            proof: equal,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn lost() -> PeerStatus {
+    PeerStatus {
+        name: "initech".into(),
+        trust_domain: "initech.example".into(),
+        state: PeerState::Down {
+            since_ms: 60_000,
+            next_attempt_ms: Some(4000),
+            hold_left_ms: Some(3_540_000),
+        },
+        state_age_ms: 60_000,
+        publish: Some(PublishProgress { offered: 1, ..Default::default() }),
+        attempts: 5,
+        next_attempt_ms: Some(4000),
+        hold_left_ms: Some(3_540_000),
+        last_error: Some(Event { message: "connection refused".into(), age_ms: 2000 }),
+        ..Default::default()
+    }
+}
+
+fn instance(fqdn: &str, programming: Programming) -> InstanceStatus {
+    InstanceStatus {
+        id: "http".into(),
+        fqdn: format!("http.{fqdn}"),
+        protocol: "HTTP".into(),
+        port: Some(80),
+        egress: None,
+        backends: vec![],
+        endpoints: vec![],
+        programming,
+    }
+}
+
+fn service(name: &str, fqdn: &str, origin: Origin, instance: InstanceStatus) -> ServiceStatus {
+    ServiceStatus {
+        name: name.into(),
+        fqdn: fqdn.into(),
+        origin,
+        standing: Standing::Current,
+        description: String::new(),
+        tags: vec![],
+        labels: Default::default(),
+        instances: vec![instance],
+        published_to: vec![],
+        sans: vec![],
+        conflicts: vec![],
+    }
+}
+
+fn services() -> Vec<ServiceStatus> {
+    let globex = || Origin::Imported { peer: "globex".into() };
+    let mut web = instance("web.acme.example", Programming::Programmed);
+    web.backends = vec!["127.0.0.1:8080".into()];
+    let mut ledger = instance("ledger.globex.example", Programming::Programmed);
+    ledger.egress = Some("127.64.3.9:80".into());
+    ledger.endpoints = vec!["203.0.113.10:7444".into()];
+    let stuck = Programming::NotProgrammed {
+        reason: "port unknown: the owner names none".into(),
+        remedy: "set spec.ports in the Import".into(),
+    };
+    let mut raw = instance("raw.globex.example", stuck);
+    (raw.id, raw.protocol, raw.port) = ("tcp".into(), "TCP".into(), None);
+    let mut local = service("web", "web.acme.example", Origin::Local, web);
+    local.published_to = vec!["globex".into(), "initech".into()];
+    let mut held = service("globex/raw", "raw.globex.example", globex(), raw);
+    held.standing = Standing::Held;
+    vec![local, service("globex/ledger", "ledger.globex.example", globex(), ledger), held]
+}
+
+/// The fake, served until it is stopped.
+pub(crate) struct Agent {
+    pub(crate) fake: Arc<Fake>,
+    folder: tempfile::TempDir,
+    supervisor: Supervisor,
+}
+
+impl Agent {
+    pub(crate) async fn start(peers: Vec<PeerStatus>) -> Agent {
+        let changed = watch::Sender::new(0);
+        let fake = Arc::new(Fake { peers: Mutex::new(peers), broken: Mutex::default(), changed });
+        let (folder, shutdown) = (tempfile::tempdir().unwrap(), Shutdown::new());
+        let supervisor = Supervisor::new(shutdown.clone());
+        let agent = Agent { fake, folder, supervisor };
+        let spawner = agent.supervisor.spawner();
+        AdminSocket::start(&agent.socket(), agent.fake.clone(), &spawner, shutdown).await.unwrap();
+        agent
+    }
+
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("data/admin.sock")
+    }
+
+    pub(crate) async fn stop(self) {
+        let stuck = self.supervisor.stop(Duration::from_secs(10), Duration::from_secs(1)).await;
+        assert!(stuck.is_empty(), "still running: {stuck:?}");
+    }
+}
