@@ -153,7 +153,12 @@ impl Dialler {
             Err(end) => return unknown(end),
         };
         let codec = V2Codec { resource_url: TYPE_URL, context: self.link.config().context.clone() };
-        let mut grpc = tonic::client::Grpc::new(Transport(sender))
+        let origin = http::Uri::builder().scheme("https").authority(address).path_and_query("/").build();
+        let origin = match origin {
+            Ok(origin) => origin,
+            Err(error) => return unknown(StreamEnd::new(Code::InvalidArgument, format!("{address}: {error}"))),
+        };
+        let mut grpc = tonic::client::Grpc::with_origin(Transport(sender), origin)
             .max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
         let outbound = Outbound::new(cell.clone()).without_status();
         let calling = grpc.streaming(

@@ -201,6 +201,7 @@ async fn a_restarted_consumer_serves_before_it_has_reached_the_owner_and_then_sw
     assert_eq!(shop.imports(), ["ledger.bank.example", "rates.bank.example"]);
     let (shop_ca, shop_store) = shop.stop().await;
     let shop = Agent::restart("shop", shop_ca, shop_store, &bank.ca, "bank", Some(bank_address)).await;
+    shop.publish("bank", &[]);
     eventually("swept", GENEROUS, || shop.imports() == ["ledger.bank.example"]).await;
     shop.stop().await;
     bank.stop().await;

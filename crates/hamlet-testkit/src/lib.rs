@@ -4,7 +4,6 @@
 mod eventually;
 pub mod pki;
 pub mod store;
-pub mod store;
 pub mod tls;
 
 pub use eventually::{GENEROUS, eventually, eventually_ok};
