@@ -1,1 +1,59 @@
-fn main() {}
+//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches and chaos.
+//!
+//! Nothing here ships. Every errand that judges ends with one line `N passed, N failed`, and fails
+//! when anything failed.
+
+mod bench;
+mod chaos;
+mod docs;
+mod report;
+mod tidy;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Errands of the Hamlet project: checks, generated documentation, measurements, chaos
+///
+/// Examples:
+///   cargo xtask tidy
+///   cargo xtask docs --check
+///   cargo xtask bench sync --services 10000 --json sync.json
+///   cargo xtask chaos --kills 200 --seed 7
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", verbatim_doc_comment)]
+struct Cli {
+    #[command(subcommand)]
+    errand: Errand,
+}
+
+#[derive(Debug, Subcommand)]
+enum Errand {
+    Tidy(tidy::TidyOptions),
+    Docs(docs::DocsOptions),
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    Chaos(chaos::ChaosOptions),
+    /// One end of a bench, as a process of its own
+    #[command(hide = true)]
+    BenchEnd(bench::EndOptions),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().errand {
+        Errand::Tidy(options) => tidy::run(&options),
+        Errand::Docs(options) => docs::run(&options),
+        Errand::Bench(bench) => bench::run(bench),
+        Errand::Chaos(options) => chaos::run(&options),
+        Errand::BenchEnd(options) => bench::run_end(&options).map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            report::complain(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -149,6 +149,16 @@ pub struct LinkStatus {
     pub violations: u64,
     /// Streams so far.
     pub streams: u64,
+    /// Attempts to dial since the last stream.
+    pub attempts: u64,
+    /// Messages that wait for the peer's answer.
+    pub in_flight: u64,
+    /// Whether the peer takes anything of ours.
+    pub peer_imports: bool,
+    /// Keys whose withdrawal the guard holds back (at most 1,000).
+    pub withheld: Vec<String>,
+    /// Time until the guard lets the first of them go.
+    pub guard_left: Option<Duration>,
     /// Running time of the status, to make ages of.
     pub now: Duration,
 }
@@ -158,6 +168,7 @@ struct Slot {
     connection: Connection,
     since: Duration,
     last_error: Option<String>,
+    attempts: u64,
 }
 
 /// One peer.
@@ -224,7 +235,7 @@ impl Link {
             loaded.state,
         );
         context.spawner.spawn(format!("importer/{peer}"), importer.run(shutdown.clone()));
-        let slot = Slot { connection: initial(&config), since: now, last_error: None };
+        let slot = Slot { connection: initial(&config), since: now, last_error: None, attempts: 0 };
         let link = Arc::new(Link {
             peer,
             context,
@@ -429,6 +440,11 @@ impl Link {
         if kind != std::mem::discriminant(&connection) && !still_away {
             slot.since = self.context.clock.now();
         }
+        match connection {
+            Connection::Connecting => slot.attempts += 1,
+            Connection::Up => slot.attempts = 0,
+            _ => {}
+        }
         // Dialling again doesn't make a peer less down: it is shown so until a stream is up.
         if !still_away {
             slot.connection = connection;
@@ -445,14 +461,17 @@ impl Link {
         let now = self.context.clock.now();
         let config = self.config();
         let cell = self.active();
-        let (connection, since, last_error) = {
+        let (connection, since, last_error, attempts) = {
             let slot = self.slot.lock();
-            (slot.connection.clone(), slot.since, slot.last_error.clone())
+            (slot.connection.clone(), slot.since, slot.last_error.clone(), slot.attempts)
         };
-        let (counts, refused, expired) = {
+        let (counts, refused, expired, withheld, guard_end) = {
             let slice = self.state.slice.lock();
             let refused = slice.refused().take(1_000).map(|(k, r, older)| (k.to_string(), r.to_string(), older));
-            (slice.counts(), refused.collect(), slice.is_expired())
+            let refused = refused.collect();
+            let withheld: Vec<String> = slice.withheld().take(1_000).map(|(k, _)| k.to_string()).collect();
+            let guard_end = slice.withheld().map(|(_, until)| until).min();
+            (slice.counts(), refused, slice.is_expired(), withheld, guard_end)
         };
         let hold = config.import.as_ref().and_then(|i| i.hold);
         let down = Duration::from_millis(self.state.down_ms.load(Ordering::Relaxed));
@@ -479,6 +498,11 @@ impl Link {
             owner_proven: false,
             violations: 0,
             streams: self.streams.load(Ordering::Relaxed),
+            attempts,
+            in_flight: 0,
+            peer_imports: true,
+            withheld,
+            guard_left: guard_end.map(|until| until.saturating_sub(now)),
             now,
         };
         if let Some(cell) = cell {
@@ -492,6 +516,8 @@ impl Link {
                     status.offered = owner.offered();
                     status.behind = owner.behind(10_000) as u64;
                     status.oldest_unanswered = owner.oldest_unanswered(now);
+                    status.in_flight = owner.in_flight() as u64;
+                    status.peer_imports = owner.is_wanted();
                     status.owner_proven = owner.proven();
                 }
             });

@@ -148,6 +148,16 @@ impl OwnerSession {
         if self.wanted { self.sub.behind(max) } else { 0 }
     }
 
+    /// Messages that wait for an answer.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether the consumer takes anything of ours: a Hamlet agent that doesn't import says so.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
     /// Age of the oldest unanswered change.
     pub fn oldest_unanswered(&self, now: Duration) -> Option<Duration> {
         self.in_flight.front().map(|f| now.saturating_sub(f.at))

@@ -2,5 +2,7 @@
 //!
 //! A library only so that tests and `xtask` can start agents in process; it promises no API.
 
+pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod demo;

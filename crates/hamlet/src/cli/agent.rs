@@ -45,6 +45,5 @@ pub struct AgentOptions {
 
 /// Runs the agent until it is told to stop.
 pub(super) fn run(options: AgentOptions) -> anyhow::Result<ExitCode> {
-    let _ = options;
-    anyhow::bail!("this build has no agent")
+    crate::agent::run(&options)
 }

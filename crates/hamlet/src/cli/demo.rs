@@ -1,10 +1,13 @@
-//! `hamlet demo`: the flags of the demonstration and of its workload.
+//! `hamlet demo`: the flags of the demonstration, of its workload and of its warden.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+
+use super::exit::Exit;
+use crate::demo;
 
 /// Start two meshes on this machine and watch them federate
 ///
@@ -26,7 +29,7 @@ pub struct DemoOptions {
     /// Keep the folders afterwards
     #[arg(long)]
     pub keep: bool,
-    /// Where to put the two meshes' folders [default: a fresh temporary folder]
+    /// Where to put the two meshes' folders; they are kept [default: a fresh temporary folder]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
@@ -42,14 +45,31 @@ pub struct WorkloadOptions {
     pub name: String,
 }
 
+/// The variables that tell curl to go through a proxy.
+const PROXIES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+
 /// Runs the demo.
-pub(super) fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
-    let _ = options;
-    anyhow::bail!("this build has no demo")
+pub(super) fn run(options: DemoOptions, colour: bool) -> anyhow::Result<ExitCode> {
+    let proxied = PROXIES.iter().any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));
+    let good = demo::run(demo::Settings {
+        check: options.check,
+        keep: options.keep,
+        dir: options.dir,
+        colour,
+        terminal: std::io::IsTerminal::is_terminal(&std::io::stdout()),
+        proxied,
+    })?;
+    Ok(if good { Exit::Good } else { Exit::Failed }.into())
 }
 
-/// Runs the demo's workload.
+/// Runs the demo's workload until it is killed.
 pub(super) fn run_workload(options: WorkloadOptions) -> anyhow::Result<ExitCode> {
-    let _ = options;
-    anyhow::bail!("this build has no demo")
+    demo::run_workload(options.listen, &options.name)?;
+    Ok(Exit::Good.into())
+}
+
+/// Runs the demo's warden until its parent is gone.
+pub(super) fn run_warden() -> anyhow::Result<ExitCode> {
+    demo::run_warden()?;
+    Ok(Exit::Good.into())
 }

@@ -94,6 +94,9 @@ enum Command {
     Demo(demo::DemoOptions),
     #[command(hide = true)]
     DemoWorkload(demo::WorkloadOptions),
+    /// Ends the demo's processes when the demo is gone, however it went.
+    #[command(hide = true)]
+    DemoWarden,
     Get(get::GetArgs),
     Describe(describe::DescribeArgs),
     Status(status::StatusArgs),
@@ -122,8 +125,9 @@ pub fn main() -> ExitCode {
 fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
     let exit = match command {
         Command::Agent(options) => return agent::run(options),
-        Command::Demo(options) => return demo::run(options),
+        Command::Demo(options) => return demo::run(options, out.colour),
         Command::DemoWorkload(options) => return demo::run_workload(options),
+        Command::DemoWarden => return demo::run_warden(),
         Command::Init(args) => init::run(args, out),
         Command::Validate(args) => validate::run(&args, out),
         Command::Get(args) => block_on(get::run(args, out))?,

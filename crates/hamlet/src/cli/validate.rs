@@ -15,7 +15,7 @@ use crate::config;
 ///
 /// Examples:
 ///   hamlet validate -f acme
-///   hamlet validate -f acme/peers.yaml
+///   hamlet validate -f acme/mesh.yaml
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct ValidateArgs {

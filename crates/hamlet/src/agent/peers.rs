@@ -1,0 +1,150 @@
+//! Peers as configured: whom we trust, and one link each, reconciled like any other state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hamlet_core::PeerName;
+use hamlet_identity::{PeerTrust, TrustBundle, TrustTable};
+use hamlet_protocol::dial::Dialler;
+use hamlet_protocol::dialect::Secret;
+use hamlet_protocol::importer::ImportSettings;
+use hamlet_protocol::link::{Link, LinkConfig};
+
+use super::Agent;
+use crate::config::{Config, Extensions, HoldTime, PeerConfig};
+
+/// Puts the peers' bundles in force; returns the peers whose bundle can't be used, and why. Those
+/// are not trusted at all, the others are.
+pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName, String> {
+    let mut distrusted = BTreeMap::new();
+    let mut peers = vec![];
+    for peer in config.peers.values() {
+        match bundle(peer) {
+            Ok(bundle) => peers.push(PeerTrust {
+                peer: peer.name.clone(),
+                trust_domain: peer.trust_domain.clone(),
+                bundle: Arc::new(bundle),
+                agent_ids: peer.agent_ids.clone(),
+                gateway_ids: peer.gateway_ids.clone(),
+            }),
+            Err(why) => {
+                tracing::error!(peer = %peer.name, %why, "this peer is not trusted");
+                distrusted.insert(peer.name.clone(), why);
+            }
+        }
+    }
+    if let Err(error) = trust.replace(peers) {
+        // The configuration check excludes this; if it happens, nobody new is trusted.
+        tracing::error!(%error, "the trust table was not changed");
+    }
+    distrusted
+}
+
+fn bundle(peer: &PeerConfig) -> Result<TrustBundle, String> {
+    let path = peer.bundle.display();
+    let pem = std::fs::read(&peer.bundle).map_err(|e| format!("{path}: {e}; put the peer's CA certificates there"))?;
+    TrustBundle::from_pem(peer.trust_domain.clone(), &pem).map_err(|e| format!("{path}: {e}"))
+}
+
+impl Agent {
+    /// What a link is to do, as configured.
+    fn link_config(config: &Config, peer: &PeerConfig, distrusted: Option<&String>) -> LinkConfig {
+        let rules = config.imports.get(&peer.name).filter(|_| peer.import).map(|i| Arc::new(i.rules.clone()));
+        let context = match peer.context.as_ref().map(|file| (file, file.read())) {
+            None => Secret::default(),
+            Some((_, Ok(secret))) => Secret::new(secret.expose()),
+            Some((file, Err(error))) => {
+                tracing::error!(peer = %peer.name, file = %file.path.display(), %error, "the context value can't be read");
+                Secret::default()
+            }
+        };
+        LinkConfig {
+            // Without trust there is nobody to dial.
+            address: peer.address.as_ref().filter(|_| distrusted.is_none()).map(ToString::to_string),
+            context,
+            extensions_required: peer.extensions == Extensions::Required,
+            paused: peer.paused,
+            import: Some(ImportSettings {
+                rules,
+                limits: peer.limits,
+                guard: peer.guard,
+                hold: match peer.hold_time {
+                    HoldTime::For(hold) => Some(hold),
+                    HoldTime::Forever => None,
+                },
+            }),
+        }
+    }
+
+    /// Makes the first links, from what the store kept, and forgets peers that are configured no
+    /// more.
+    pub(super) async fn start_peers(self: &Arc<Agent>) {
+        let config = self.config();
+        self.refresh_local(&config);
+        self.reconcile_links(&config).await;
+        let unknown: Vec<PeerName> = std::mem::take(&mut *self.kept.lock()).into_keys().collect();
+        for peer in unknown {
+            use hamlet_core::durable::ImportStore;
+            tracing::info!(%peer, "forgetting the imports of a peer that is configured no more");
+            if let Err(error) = self.store.forget_peer(&peer).await {
+                tracing::error!(%peer, %error, "could not forget a removed peer's imports");
+            }
+        }
+    }
+
+    /// One link for each configured peer, with its present configuration; none for others.
+    pub(super) async fn reconcile_links(self: &Arc<Agent>, config: &Config) {
+        let distrusted = self.distrusted.lock().clone();
+        let mut links: BTreeMap<PeerName, Arc<Link>> = (**self.links.load()).clone();
+        let gone: Vec<PeerName> = links.keys().filter(|p| !config.peers.contains_key(*p)).cloned().collect();
+        for peer in gone {
+            if let Some(link) = links.remove(&peer) {
+                self.links.store(Arc::new(links.clone()));
+                link.remove().await;
+                let _ = self.imported.remove_slice(&peer);
+                tracing::info!(%peer, "peer removed");
+            }
+        }
+        for peer in config.peers.values() {
+            let link_config = Agent::link_config(config, peer, distrusted.get(&peer.name));
+            if let Some(link) = links.get(&peer.name) {
+                link.configure(link_config).await;
+                continue;
+            }
+            let kept = self.kept.lock().remove(&peer.name).unwrap_or_default();
+            let shutdown = self.spawner.shutdown().child();
+            let context = self.link_context.clone();
+            match Link::start(peer.name.clone(), link_config, context, kept, shutdown).await {
+                Ok(link) => {
+                    links.insert(peer.name.clone(), link);
+                }
+                Err(error) => tracing::error!(peer = %peer.name, %error, "the peer's link could not start"),
+            }
+        }
+        let before: BTreeSet<PeerName> = self.links.load().keys().cloned().collect();
+        self.links.store(Arc::new(links.clone()));
+        // At the start, dialling waits until the listeners are there.
+        if self.trigger.lock().is_some() {
+            for link in links.values().filter(|l| !before.contains(l.peer())) {
+                self.start_dialler(link);
+            }
+        }
+        self.bump();
+    }
+
+    /// Lets every link dial.
+    pub(super) fn start_dialling(self: &Arc<Agent>) {
+        for link in self.links() {
+            self.start_dialler(&link);
+        }
+        let agent = self.clone();
+        let shutdown = self.spawner.shutdown();
+        self.spawner.spawn("status", async move { agent.watch_status(shutdown).await });
+    }
+
+    fn start_dialler(&self, link: &Arc<Link>) {
+        let dialler =
+            Dialler::new(link.clone(), self.agent_identity.clone(), self.trust.clone(), self.spawner.clone());
+        self.spawner.spawn(format!("dialler/{}", link.peer()), dialler.run(link.shutdown().clone()));
+    }
+}

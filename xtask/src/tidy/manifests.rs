@@ -1,0 +1,199 @@
+//! Who depends on whom. Reads what cargo makes of the manifests, and knows nothing of the code.
+//!
+//! Core imports none of ours; siblings never import each other; `hamlet` is the only place where
+//! the parts meet. Tests may use what they like, except in core.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::Findings;
+use crate::tree::{Metadata, Package};
+
+/// Each of our crates and those of ours that it may use.
+const BELOW: &[(&str, &[&str])] = &[
+    ("hamlet-core", &[]),
+    ("hamlet-runtime", &["hamlet-core"]),
+    ("hamlet-identity", &["hamlet-core", "hamlet-runtime"]),
+    ("hamlet-testkit", &["hamlet-core", "hamlet-runtime", "hamlet-identity"]),
+    ("hamlet-protocol", PARTS),
+    ("hamlet-adapters", PARTS),
+    ("hamlet-gateway", PARTS),
+    ("hamlet-store", PARTS),
+    ("hamlet-admin", PARTS),
+    (
+        "hamlet",
+        &[
+            "hamlet-core",
+            "hamlet-runtime",
+            "hamlet-identity",
+            "hamlet-protocol",
+            "hamlet-adapters",
+            "hamlet-gateway",
+            "hamlet-store",
+            "hamlet-admin",
+        ],
+    ),
+];
+
+/// What the siblings stand on.
+const PARTS: &[&str] = &["hamlet-core", "hamlet-runtime", "hamlet-identity"];
+
+/// Uses whatever it measures; nothing uses it.
+const XTASK: &str = "xtask";
+
+/// Third-party crates with one home, or a few that are named.
+const HOMES: &[(&str, &[&str])] = &[
+    ("tonic", &["hamlet-protocol"]),
+    ("prost", &["hamlet-protocol"]),
+    ("prost-build", &["hamlet-protocol"]),
+    ("protox", &["hamlet-protocol"]),
+    ("kube", &["hamlet-adapters"]),
+    ("hickory-proto", &["hamlet-adapters"]),
+    // Identity makes the configurations; the others only take them.
+    ("rustls", &["hamlet-identity", "hamlet-gateway", "hamlet-testkit"]),
+    ("tokio-rustls", &["hamlet-protocol", "hamlet-gateway", "hamlet-testkit", "hamlet", XTASK]),
+    ("rustls-webpki", &["hamlet-identity"]),
+    ("x509-parser", &["hamlet-identity"]),
+    ("rcgen", &["hamlet-identity", "hamlet-testkit"]),
+    ("redb", &["hamlet-store"]),
+    ("postcard", &["hamlet-store"]),
+    ("axum", &["hamlet-admin"]),
+    ("clap", &["hamlet", XTASK]),
+    ("anyhow", &["hamlet", XTASK]),
+    ("miette", &["hamlet", XTASK]),
+    ("tempfile", &[XTASK]),
+];
+
+fn is_ours(name: &str) -> bool {
+    name == XTASK || BELOW.iter().any(|(ours, _)| *ours == name)
+}
+
+fn manifest(package: &Package) -> String {
+    let folder = if package.name == XTASK { XTASK.to_owned() } else { format!("crates/{}", package.name) };
+    format!("{folder}/Cargo.toml")
+}
+
+/// Ours on ours.
+pub(super) fn own(metadata: &Metadata) -> Findings {
+    let mut findings = Findings::default();
+    for package in &metadata.packages {
+        let Some((_, allowed)) = BELOW.iter().find(|(name, _)| *name == package.name) else {
+            if package.name != XTASK {
+                findings.complaints.push(format!(
+                    "{}: a crate that no rule speaks of; give it a place in xtask/src/tidy/manifests.rs",
+                    manifest(package)
+                ));
+            }
+            continue;
+        };
+        for dependency in package.dependencies.iter().filter(|d| is_ours(&d.name)) {
+            let exempt = dependency.kind.as_deref() == Some("dev") && package.name != "hamlet-core";
+            if !exempt && !allowed.contains(&dependency.name.as_str()) {
+                findings.complaints.push(format!(
+                    "{}: {} may not depend on {}; let `hamlet` join the two, or move what both need into hamlet-core",
+                    manifest(package),
+                    package.name,
+                    dependency.name
+                ));
+            }
+        }
+    }
+    findings
+}
+
+/// Ours on third parties.
+pub(super) fn homes(metadata: &Metadata) -> Findings {
+    let mut findings = Findings::default();
+    for package in &metadata.packages {
+        for dependency in package.dependencies.iter().filter(|d| d.kind.as_deref() != Some("dev")) {
+            let home = HOMES.iter().find(|(name, _)| *name == dependency.name);
+            if home.is_some_and(|(_, homes)| !homes.contains(&package.name.as_str())) {
+                findings.complaints.push(format!(
+                    "{}: {} may not depend on {}; its home is {}",
+                    manifest(package),
+                    package.name,
+                    dependency.name,
+                    home.map_or(String::new(), |(_, homes)| homes.join(", "))
+                ));
+            }
+        }
+    }
+    findings
+}
+
+/// Folders on disk, members of the workspace, names and lints.
+pub(super) fn members(root: &Path, metadata: &Metadata) -> anyhow::Result<Findings> {
+    let mut findings = Findings::default();
+    let known: BTreeSet<&str> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
+    for entry in std::fs::read_dir(root.join("crates"))? {
+        let folder = entry?.file_name().to_string_lossy().into_owned();
+        if !known.contains(folder.as_str()) {
+            findings.complaints.push(format!("crates/{folder}: no crate of that name is in the workspace"));
+        }
+    }
+    for package in &metadata.packages {
+        let expected = root.join(manifest(package));
+        if package.manifest_path != expected {
+            findings.complaints.push(format!(
+                "{}: the crate {} belongs into a folder of its own name",
+                package.manifest_path.display(),
+                package.name
+            ));
+            continue;
+        }
+        let text = std::fs::read_to_string(&expected)?;
+        if !text.contains("[lints]\nworkspace = true") {
+            findings.complaints.push(format!("{}: add `[lints]` with `workspace = true`", manifest(package)));
+        }
+    }
+    Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::tree::Dependency;
+
+    fn with(package: &str, dependency: &str, kind: Option<&str>) -> Metadata {
+        let dependency = Dependency { name: dependency.to_owned(), kind: kind.map(str::to_owned) };
+        let package = Package {
+            name: package.to_owned(),
+            manifest_path: PathBuf::new(),
+            dependencies: vec![dependency],
+        };
+        Metadata { packages: vec![package], target_directory: PathBuf::new() }
+    }
+
+    #[test]
+    fn a_breach_is_found_and_its_benign_neighbour_is_not() {
+        let cases = [
+            ("hamlet-core", "hamlet-runtime", None, 1),
+            ("hamlet-core", "hamlet-testkit", Some("dev"), 1),
+            ("hamlet-runtime", "hamlet-core", None, 0),
+            ("hamlet-protocol", "hamlet-store", None, 1),
+            ("hamlet-protocol", "hamlet-store", Some("dev"), 0),
+            ("hamlet-gateway", "hamlet-testkit", Some("build"), 1),
+            ("hamlet-gateway", "hamlet-testkit", Some("dev"), 0),
+            ("hamlet", "hamlet-testkit", None, 1),
+            ("hamlet", "hamlet-store", None, 0),
+            ("hamlet-new", "hamlet-core", None, 1),
+        ];
+        for (package, dependency, kind, complaints) in cases {
+            let found = own(&with(package, dependency, kind)).complaints;
+            assert_eq!(found.len(), complaints, "{package} on {dependency} ({kind:?}): {found:?}");
+        }
+        for (package, dependency, kind, complaints) in [
+            ("hamlet-store", "tonic", None, 1),
+            ("hamlet-store", "tonic", Some("dev"), 0),
+            ("hamlet-protocol", "tonic", None, 0),
+            ("hamlet-admin", "anyhow", None, 1),
+            ("hamlet", "anyhow", None, 0),
+            ("hamlet-core", "serde", None, 0),
+        ] {
+            let found = homes(&with(package, dependency, kind)).complaints;
+            assert_eq!(found.len(), complaints, "{package} on {dependency} ({kind:?}): {found:?}");
+        }
+    }
+}
