@@ -1,7 +1,10 @@
 //! Compiles the repository's own `.proto` files in process: no protoc on the user's machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["federation/resourcediscovery/v1alpha2/discovery.proto", "federation/types/v1alpha2/federated_service.proto"];
+    let files = [
+        "federation/resourcediscovery/v1alpha2/discovery.proto",
+        "federation/types/v1alpha2/federated_service.proto",
+    ];
     println!("cargo:rerun-if-changed=../../proto");
     let descriptors = protox::compile(files, ["../../proto"])?;
     prost_build::Config::new()

@@ -30,15 +30,27 @@ pub struct ImportLimits {
     pub services: usize,
     /// Most bytes of encoded services heard.
     pub bytes: u64,
+    /// Largest message with one service, in bytes.
+    pub message_bytes: usize,
     /// How long an older version stays in force beside a refused newer one, running time.
     pub refused_hold: Duration,
 }
 
 impl Default for ImportLimits {
     fn default() -> Self {
-        ImportLimits { services: 20_000, bytes: 64 << 20, refused_hold: Duration::from_secs(24 * 3600) }
+        ImportLimits {
+            services: 20_000,
+            bytes: 64 << 20,
+            message_bytes: crate::service::limits::MESSAGE_BYTES,
+            refused_hold: Duration::from_secs(24 * 3600),
+        }
     }
 }
+
+/// Least time between looks at refusals that wait for a name or for room, when some was let go.
+const RECHECK_FREED: Duration = Duration::from_secs(5);
+/// The same when nothing was let go here: another peer's names are let go without a word.
+const RECHECK_IDLE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq)]
 struct Heard {
@@ -71,6 +83,27 @@ pub struct Staged {
     pub answer: Result<(), Rejection>,
     next: Option<Entry>,
     changed: bool,
+    reserved: Reserved,
+}
+
+impl Staged {
+    /// An answer without any change.
+    fn unchanged(key: Arc<str>, answer: Result<(), Rejection>) -> Staged {
+        Staged { key, answer, next: None, changed: false, reserved: Reserved::default() }
+    }
+
+    /// A change that takes no more room than the entry has.
+    fn to(key: Arc<str>, next: Option<Entry>) -> Staged {
+        Staged { key, answer: Ok(()), next, changed: true, reserved: Reserved::default() }
+    }
+}
+
+/// Room that staged changes will take: one batch must not admit more than the quota leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Reserved {
+    services: u64,
+    heard: u64,
+    bytes: u64,
 }
 
 /// Changes for the catalogue's slice: `None` withdraws.
@@ -103,6 +136,10 @@ pub struct ImportedSlice {
     entries: BTreeMap<Arc<str>, Entry>,
     digest: DigestTree,
     bytes: u64,
+    reserved: Reserved,
+    /// A name or room was let go since refusals for want of one were last looked at.
+    freed: bool,
+    rechecked: Option<Duration>,
     expired: bool,
     counts: ImportCounts,
 }
@@ -127,6 +164,9 @@ impl ImportedSlice {
             entries: BTreeMap::new(),
             digest: DigestTree::new(type_url),
             bytes: 0,
+            reserved: Reserved::default(),
+            freed: false,
+            rechecked: None,
             expired: false,
             counts: ImportCounts::default(),
         }
@@ -158,6 +198,11 @@ impl ImportedSlice {
     /// The keys heard.
     pub fn heard_keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.entries.iter().filter(|(_, e)| e.heard.is_some()).map(|(k, _)| k)
+    }
+
+    /// Whether a key is among them.
+    pub fn hears(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|e| e.heard.is_some())
     }
 
     /// Refused keys with their rejections, in key order.
@@ -235,35 +280,40 @@ impl ImportedSlice {
                 Verdict::Admitted => Ok(()),
                 Verdict::Refused(r) => Err(r.clone()),
             };
-            return Staged { key, answer, next: None, changed: false };
+            return Staged::unchanged(key, answer);
         }
         let mut next = old.cloned().unwrap_or_default();
-        if let Err(rejection) = self.check_quota(&next, value.len()) {
-            // Twice the quota is recorded, so that the set can still be compared; what is beyond
-            // is refused without a trace.
-            let room = (self.counts.heard as usize) < 2 * self.limits.services
-                && self.bytes + (value.len() as u64) < 2 * self.limits.bytes;
-            if !room {
-                return Staged { key, answer: Err(rejection), next: None, changed: false };
-            }
-            return self.stage_heard(key, next, value, Err(rejection), now);
+        // Twice the quota is recorded, refused or not, so that the set can still be compared; what
+        // is beyond is refused without a trace.
+        if let Err(rejection) = self.check_quota(&next, value.len(), 2) {
+            return Staged::unchanged(key, Err(rejection));
         }
         self.guard.offered_again(&key);
-        let judged = self.judge(&key, &value, now);
         next.withheld_until = None;
+        let judged = match self.check_quota(&next, value.len(), 1) {
+            Ok(()) => self.judge(&key, &value, now),
+            Err(rejection) => Err(rejection),
+        };
         self.stage_heard(key, next, value, judged, now)
     }
 
-    fn check_quota(&self, entry: &Entry, bytes: usize) -> Result<(), Rejection> {
+    /// Whether `entry` fits with a value of `bytes`: within the quota, the services in force are
+    /// counted; within a multiple of it, all that is heard.
+    fn check_quota(&self, entry: &Entry, bytes: usize, times: u64) -> Result<(), Rejection> {
         let held = entry.heard.as_ref().map_or(0, |h| h.value.len() as u64);
         let quota =
             |rule: &str, message: String| Rejection::new(RejectionCode::Quota, rule, "resource_id", message);
-        if entry.in_force.is_none() && self.counts.in_force as usize >= self.limits.services {
+        let (new, count) = match times {
+            1 => (entry.in_force.is_none(), self.counts.in_force + self.reserved.services),
+            _ => (entry.heard.is_none(), self.counts.heard + self.reserved.heard),
+        };
+        if new && count >= (self.limits.services as u64).saturating_mul(times) {
             let message =
                 format!("the importing mesh takes at most {} services from this peer", self.limits.services);
             return Err(quota("quota-services", message));
         }
-        if self.bytes - held + bytes as u64 > self.limits.bytes {
+        let total = (self.bytes + self.reserved.bytes).saturating_sub(held) + bytes as u64;
+        if total > self.limits.bytes.saturating_mul(times) {
             let message =
                 format!("the importing mesh takes at most {} bytes from this peer", self.limits.bytes);
             return Err(quota("quota-bytes", message));
@@ -272,7 +322,7 @@ impl ImportedSlice {
     }
 
     fn stage_heard(
-        &self,
+        &mut self,
         key: Arc<str>,
         mut next: Entry,
         value: Bytes,
@@ -280,6 +330,14 @@ impl ImportedSlice {
         now: Duration,
     ) -> Staged {
         let leaf = leaf(&self.type_url, &key, &value);
+        let old = self.entries.get(&key);
+        let held = old.and_then(|e| e.heard.as_ref()).map_or(0, |h| h.value.len());
+        let reserved = Reserved {
+            services: (judged.is_ok() && next.in_force.is_none()).into(),
+            heard: next.heard.is_none().into(),
+            bytes: value.len().saturating_sub(held) as u64,
+        };
+        self.reserve(reserved);
         let (verdict, answer) = match judged {
             Ok(service) => {
                 next.in_force = Some(InForce { value: value.clone(), service });
@@ -288,16 +346,28 @@ impl ImportedSlice {
             Err(rejection) => (Verdict::Refused(rejection.clone()), Err(rejection)),
         };
         next.heard = Some(Heard { value, leaf, verdict, since: now });
-        Staged { key, answer, next: Some(next), changed: true }
+        Staged { key, answer, next: Some(next), changed: true, reserved }
+    }
+
+    fn reserve(&mut self, more: Reserved) {
+        self.reserved.services += more.services;
+        self.reserved.heard += more.heard;
+        self.reserved.bytes += more.bytes;
+    }
+
+    fn unreserve(&mut self, less: Reserved) {
+        self.reserved.services -= less.services;
+        self.reserved.heard -= less.heard;
+        self.reserved.bytes -= less.bytes;
     }
 
     /// Stages an explicit deletion; unknown keys are fine.
     pub fn delete(&mut self, key: &str, now: Duration) -> Staged {
         let key: Arc<str> = key.into();
         match self.entries.get(&key) {
-            None => Staged { key, answer: Ok(()), next: None, changed: false },
+            None => Staged::unchanged(key, Ok(())),
             Some(entry) if entry.heard.is_none() && entry.withheld_until.is_some() => {
-                Staged { key, answer: Ok(()), next: None, changed: false }
+                Staged::unchanged(key, Ok(()))
             }
             Some(entry) => {
                 let counts = entry.in_force.is_some();
@@ -326,23 +396,59 @@ impl ImportedSlice {
             let until = now + self.guard.settings().wait;
             next = Some(Entry { heard: None, in_force: Some(in_force), withheld_until: Some(until) });
         }
-        Staged { key, answer: Ok(()), next, changed: true }
+        Staged::to(key, next)
     }
 
-    /// Stages what is due by time: withheld withdrawals past their wait, and older versions that
-    /// stood beside a refusal for too long.
+    /// Stages what is due by time: withheld withdrawals past their wait, older versions that
+    /// stood beside a refusal for too long, and what was refused for want of a name or of room
+    /// that has since been let go.
     pub fn due(&mut self, now: Duration) -> Vec<Staged> {
         let mut staged = vec![];
+        if self.counts.withheld == 0 && self.counts.older_in_force == 0 {
+            return staged;
+        }
         for (key, entry) in &self.entries {
             if entry.withheld_until.is_some_and(|until| until <= now) {
-                staged.push(Staged { key: key.clone(), answer: Ok(()), next: None, changed: true });
-            }
-            if let (Some(Heard { verdict: Verdict::Refused(_), since, .. }), Some(_)) =
+                staged.push(Staged::to(key.clone(), None));
+            } else if let (Some(Heard { verdict: Verdict::Refused(_), since, .. }), Some(_)) =
                 (&entry.heard, &entry.in_force)
                 && now.saturating_sub(*since) >= self.limits.refused_hold
             {
                 let next = Entry { in_force: None, ..entry.clone() };
-                staged.push(Staged { key: key.clone(), answer: Ok(()), next: Some(next), changed: true });
+                staged.push(Staged::to(key.clone(), Some(next)));
+            }
+        }
+        let taken: BTreeSet<Arc<str>> = staged.iter().map(|s| s.key.clone()).collect();
+        staged.extend(self.recheck(&taken, now));
+        staged
+    }
+
+    /// Judges anew what waits for a name or for room: soon after something was let go here, and
+    /// now and then because names are let go elsewhere too.
+    fn recheck(&mut self, except: &BTreeSet<Arc<str>>, now: Duration) -> Vec<Staged> {
+        let wait = if self.freed { RECHECK_FREED } else { RECHECK_IDLE };
+        if self.counts.refused == 0 || self.rechecked.is_some_and(|at| now.saturating_sub(at) < wait) {
+            return vec![];
+        }
+        (self.freed, self.rechecked) = (false, Some(now));
+        let waiting = |e: &Entry| match &e.heard {
+            Some(Heard { verdict: Verdict::Refused(r), .. }) => {
+                matches!(r.code, RejectionCode::NameTaken | RejectionCode::Quota)
+            }
+            _ => false,
+        };
+        let keys: Vec<Arc<str>> =
+            self.entries.iter().filter(|(k, e)| waiting(e) && !except.contains(*k)).map(|(k, _)| k.clone()).collect();
+        let admitted = |s: &Staged| {
+            let heard = s.next.as_ref().and_then(|e| e.heard.as_ref());
+            heard.is_some_and(|h| h.verdict == Verdict::Admitted)
+        };
+        let mut staged = vec![];
+        for key in keys {
+            match self.judge_anew(key, now) {
+                Some(s) if admitted(&s) => staged.push(s),
+                Some(s) => self.unreserve(s.reserved),
+                None => {}
             }
         }
         staged
@@ -351,34 +457,47 @@ impl ImportedSlice {
     /// Judges every entry anew under the current rules and names, from the raw bytes we keep:
     /// what is now refused is withdrawn at once, what was refused and now passes comes in force.
     pub fn reevaluate(&mut self, now: Duration) -> Vec<Staged> {
-        let mut staged = vec![];
-        for (key, entry) in &self.entries {
-            let Some(heard) = &entry.heard else { continue };
-            let over_quota = matches!(&heard.verdict, Verdict::Refused(r) if r.code == RejectionCode::Quota);
-            let judged = match self.check_quota(entry, heard.value.len()) {
-                Err(rejection) if over_quota => Err(rejection),
-                _ => self.judge(key, &heard.value, now),
+        let keys: Vec<Arc<str>> = self.entries.keys().cloned().collect();
+        keys.into_iter().filter_map(|key| self.judge_anew(key, now)).collect()
+    }
+
+    /// Stages what an entry becomes under the current rules; `None` if it stays as it is.
+    fn judge_anew(&mut self, key: Arc<str>, now: Duration) -> Option<Staged> {
+        let entry = self.entries.get(&key)?.clone();
+        let Some(heard) = &entry.heard else {
+            // Withheld: it must pass the rules for as long as it is served.
+            let value = entry.in_force.as_ref()?.value.clone();
+            let next = match self.judge(&key, &value, now) {
+                Ok(service) => Some(Entry { in_force: Some(InForce { value, service }), ..entry.clone() }),
+                Err(_) => None,
             };
-            let mut next = entry.clone();
-            let (verdict, in_force) = match judged {
-                Ok(service) => (Verdict::Admitted, Some(InForce { value: heard.value.clone(), service })),
-                Err(r) if heard.verdict == Verdict::Admitted => (Verdict::Refused(r), None),
-                // It was refused before: an older version in force must pass the rules as well.
-                Err(r) => {
-                    let older = entry.in_force.as_ref().and_then(|f| {
-                        let service = self.judge(key, &f.value, now).ok()?;
-                        Some(InForce { value: f.value.clone(), service })
-                    });
-                    (Verdict::Refused(r), older)
-                }
-            };
-            next.heard = Some(Heard { verdict, ..heard.clone() });
-            next.in_force = in_force;
-            if next != *entry {
-                staged.push(Staged { key: key.clone(), answer: Ok(()), next: Some(next), changed: true });
+            return (next.as_ref() != Some(&entry)).then(|| Staged::to(key, next));
+        };
+        let over_quota = matches!(&heard.verdict, Verdict::Refused(r) if r.code == RejectionCode::Quota);
+        let judged = match self.check_quota(&entry, heard.value.len(), 1) {
+            Err(rejection) if over_quota || entry.in_force.is_none() => Err(rejection),
+            _ => self.judge(&key, &heard.value, now),
+        };
+        let (verdict, in_force) = match judged {
+            Ok(service) => (Verdict::Admitted, Some(InForce { value: heard.value.clone(), service })),
+            Err(r) if heard.verdict == Verdict::Admitted => (Verdict::Refused(r), None),
+            // It was refused before: an older version in force must pass the rules as well.
+            Err(r) => {
+                let older = entry.in_force.as_ref().and_then(|f| {
+                    let service = self.judge(&key, &f.value, now).ok()?;
+                    Some(InForce { value: f.value.clone(), service })
+                });
+                (Verdict::Refused(r), older)
             }
+        };
+        let next = Entry { heard: Some(Heard { verdict, ..heard.clone() }), in_force, ..entry.clone() };
+        if next == entry {
+            return None;
         }
-        staged
+        let services = (entry.in_force.is_none() && next.in_force.is_some()).into();
+        let reserved = Reserved { services, ..Reserved::default() };
+        self.reserve(reserved);
+        Some(Staged { key, answer: Ok(()), next: Some(next), changed: true, reserved })
     }
 
     /// The durable form of what is staged; empty for what changes nothing.
@@ -395,6 +514,7 @@ impl ImportedSlice {
     pub fn apply(&mut self, staged: Vec<Staged>, now: Duration) -> SliceChanges {
         let mut changes = vec![];
         for s in staged.into_iter().filter(|s| s.changed) {
+            self.unreserve(s.reserved);
             let before = self.entries.get(&s.key).and_then(|e| e.in_force.clone());
             let after = s.next.as_ref().and_then(|e| e.in_force.clone());
             if let Some(old) = &before
@@ -405,15 +525,23 @@ impl ImportedSlice {
             if before != after {
                 changes.push((s.key.clone(), after.filter(|_| !self.expired).map(|f| f.service)));
             }
+            // What goes or changes may leave room or a name to others.
+            self.freed |= self.entries.contains_key(&s.key);
             self.put(&s.key, s.next);
         }
         self.guard.observe(self.counts.in_force as usize, now);
         changes
     }
 
-    /// Takes back what could not be committed: names go back to what is in force.
+    /// Takes back what could not be committed: names go back to what is in force. Last first, as
+    /// one change of a batch may have taken the name that another let go.
     pub fn abandon(&mut self, staged: Vec<Staged>, now: Duration) {
-        for s in staged {
+        for s in staged.into_iter().rev() {
+            self.unreserve(s.reserved);
+            if s.changed && s.next.as_ref().is_none_or(|e| e.heard.is_none()) {
+                // It was not withdrawn after all.
+                self.guard.offered_again(&s.key);
+            }
             let Some(new) = s.next.and_then(|e| e.in_force) else { continue };
             match self.entries.get(&s.key).and_then(|e| e.in_force.as_ref()) {
                 Some(old) => {

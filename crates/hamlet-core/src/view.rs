@@ -217,8 +217,9 @@ impl View {
         let mut state = self.lock();
         let mut changes = 0;
         for offer in wanted.values() {
-            let same =
-                state.slots.get(&offer.key).is_some_and(|s| !s.deleted && s.offer.value == offer.value);
+            let same = state.slots.get(&offer.key).is_some_and(|s| {
+                !s.deleted && (Arc::ptr_eq(&s.offer, offer) || s.offer.value == offer.value)
+            });
             if !same {
                 state.put(offer.clone(), false, versions.next());
                 changes += 1;
@@ -383,6 +384,18 @@ impl Subscription {
         let mut state = self.view.lock();
         self.cursor = 0;
         self.born = state.head;
+        state.cursors.insert(self.id, self.place());
+        drop(state);
+        self.pass = None;
+        self.ahead.clear();
+    }
+
+    /// Hands out every live key once more. Unlike after [`restart`](Self::restart), deletions that
+    /// were not handed out yet still are, so nothing needs to be swept.
+    pub fn repeat(&mut self) {
+        let mut state = self.view.lock();
+        self.born = self.born.max(self.cursor);
+        self.cursor = 0;
         state.cursors.insert(self.id, self.place());
         drop(state);
         self.pass = None;
@@ -554,6 +567,20 @@ mod tests {
         assert_eq!(slow.take_next(), Next::Resync);
         slow.restart();
         assert_eq!(drain(&mut slow), ["y=1"]);
+    }
+
+    #[test]
+    fn a_repetition_hands_out_what_lives_and_the_deletions_that_were_still_to_come() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("a", "1"), ("b", "1"), ("c", "1")]), true, &v);
+        let (mut sub, _) = view.subscribe("p", None);
+        drain(&mut sub);
+        view.set(&wanted(&[("b", "1"), ("c", "1")]), true, &v);
+        drain(&mut sub);
+        view.set(&wanted(&[("b", "1")]), true, &v);
+        sub.repeat();
+        assert_eq!(drain(&mut sub), ["b=1", "-c"], "a's deletion was handed out before");
+        assert_eq!(sub.bookmark().unwrap().count, 1);
     }
 
     #[test]

@@ -84,6 +84,7 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct ConsumerSession {
     type_url: &'static str,
+    message_bytes: usize,
     inbox: VecDeque<(Item, usize)>,
     inbox_bytes: usize,
     answers: VecDeque<(String, Result<(), Rejection>)>,
@@ -103,6 +104,7 @@ impl ConsumerSession {
     pub fn new(type_url: &'static str) -> ConsumerSession {
         ConsumerSession {
             type_url,
+            message_bytes: limits::MESSAGE_BYTES,
             inbox: VecDeque::new(),
             inbox_bytes: 0,
             answers: VecDeque::new(),
@@ -123,6 +125,11 @@ impl ConsumerSession {
                 round_seen: None,
             },
         }
+    }
+
+    /// Refuses larger messages than this, in bytes.
+    pub fn set_message_limit(&mut self, bytes: usize) {
+        self.message_bytes = bytes;
     }
 
     /// The peer is a Hamlet agent: bookmarks and proofs are spoken.
@@ -150,7 +157,10 @@ impl ConsumerSession {
         self.stats.received += 1;
         self.stats.last_offer = Some(now);
         if offer.nonce.len() > NONCE_MAX {
-            return Err(StreamEnd::new(tonic::Code::InvalidArgument, "a nonce has more than 1024 bytes; shorten it"));
+            return Err(StreamEnd::new(
+                tonic::Code::InvalidArgument,
+                "a nonce has more than 1024 bytes; shorten it",
+            ));
         }
         if self.answers.len() >= ANSWERS_MAX || self.nonce_bytes >= NONCES_BYTES {
             let text = "more changes without reading our answers than we keep; read while you write";
@@ -169,8 +179,9 @@ impl ConsumerSession {
             rejection: Rejection::new(code, rule, field, message),
         };
         let nonce = offer.nonce;
-        if bytes > limits::MESSAGE_BYTES {
-            let message = format!("{bytes} bytes; at most {} are taken; offer less in one service", limits::MESSAGE_BYTES);
+        if bytes > self.message_bytes {
+            let message =
+                format!("{bytes} bytes; at most {} are taken; offer less in one service", self.message_bytes);
             return refuse(nonce, RejectionCode::Quota, "message-too-large", "response", message);
         }
         if offer.resource_url != self.type_url {
@@ -195,7 +206,8 @@ impl ConsumerSession {
                 refuse(nonce, RejectionCode::Malformed, "resource-missing", "resource", message)
             }
             (operation, _) => {
-                let message = format!("{operation:?} is not an operation of this version; use UPSERT or DELETE");
+                let message =
+                    format!("{operation:?} is not an operation of this version; use UPSERT or DELETE");
                 refuse(nonce, RejectionCode::Unknown, "operation-unknown", "operation", message)
             }
         }
@@ -213,12 +225,15 @@ impl ConsumerSession {
 
     /// Decides on what came, up to a bookmark or a repeated key. `None` if nothing came.
     pub fn batch(&mut self, slice: &mut ImportedSlice, now: Duration) -> Option<Batch> {
-        let mut batch = Batch { changes: vec![], answers: vec![], staged: vec![], bookmark: None, messages: 0 };
+        let mut batch =
+            Batch { changes: vec![], answers: vec![], staged: vec![], bookmark: None, messages: 0 };
         let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
         while batch.answers.len() < BATCH_MAX {
             match self.inbox.front().map(|(item, _)| item) {
                 None => break,
-                Some(Item::Upsert { key, .. } | Item::Delete { key, .. }) if keys.contains(key.as_str()) => break,
+                Some(Item::Upsert { key, .. } | Item::Delete { key, .. }) if keys.contains(key.as_str()) => {
+                    break;
+                }
                 Some(Item::Bookmark(_)) if !batch.answers.is_empty() => break,
                 Some(_) => {}
             }

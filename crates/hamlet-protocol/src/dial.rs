@@ -69,7 +69,8 @@ impl Dialler {
         let mut first = true;
         'dialling: while !shutdown.has_begun() {
             let config = self.link.config();
-            let Some(address) = config.address.clone().filter(|_| !config.paused && self.link.active().is_none())
+            let Some(address) =
+                config.address.clone().filter(|_| !config.paused && self.link.active().is_none())
             else {
                 if shutdown.or_begun(changed.changed()).await.is_none() {
                     break 'dialling;
@@ -79,6 +80,8 @@ impl Dialler {
             if !std::mem::take(&mut first) {
                 let delay = backoff.next_delay();
                 if !self.wait(delay, &shutdown).await {
+                    // A new configuration is tried at once.
+                    first = !Arc::ptr_eq(&config, &self.link.config());
                     continue 'dialling;
                 }
             }
@@ -127,7 +130,7 @@ impl Dialler {
                 backoff.next_delay();
             }
         }
-        if self.link.active().is_some() {
+        if self.link.active().is_some() || self.link.config().paused {
             return;
         }
         let connection = if refusal {
@@ -156,16 +159,15 @@ impl Dialler {
         let origin = http::Uri::builder().scheme("https").authority(address).path_and_query("/").build();
         let origin = match origin {
             Ok(origin) => origin,
-            Err(error) => return unknown(StreamEnd::new(Code::InvalidArgument, format!("{address}: {error}"))),
+            Err(error) => {
+                return unknown(StreamEnd::new(Code::InvalidArgument, format!("{address}: {error}")));
+            }
         };
         let mut grpc = tonic::client::Grpc::with_origin(Transport(sender), origin)
             .max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
         let outbound = Outbound::new(cell.clone()).without_status();
-        let calling = grpc.streaming(
-            tonic::Request::new(outbound),
-            http::uri::PathAndQuery::from_static(PATH),
-            codec,
-        );
+        let calling =
+            grpc.streaming(tonic::Request::new(outbound), http::uri::PathAndQuery::from_static(PATH), codec);
         // Some servers send headers only with their first message; what we say goes out
         // meanwhile, so this is no deadlock, only a wait.
         let end = tokio::select! {
@@ -193,7 +195,8 @@ impl Dialler {
         let tls_error = |text: String| DialError::Tls(address.to_owned(), text);
         transport::tune(&stream).map_err(|e| tls_error(e.to_string()))?;
         let trusted = self.trust.peer(peer);
-        let domain = trusted.ok_or_else(|| tls_error("the peer has no trust bundle".to_owned()))?.trust_domain.clone();
+        let domain =
+            trusted.ok_or_else(|| tls_error("the peer has no trust bundle".to_owned()))?.trust_domain.clone();
         let config = hamlet_identity::agent_client_config(&self.identity, &self.trust, peer);
         let name = hamlet_identity::agent_server_name(&domain);
         let handshake = TlsConnector::from(config).connect(name, stream);
@@ -206,8 +209,9 @@ impl Dialler {
             Err(_) => return Err(tls_error("no complete handshake within 5 s".to_owned())),
         };
         let certificates = tls.get_ref().1.peer_certificates();
-        let proven = hamlet_identity::proven_server(&self.trust, certificates, Role::Agent, Expect::Peer(peer))
-            .map_err(|e| tls_error(e.to_string()))?;
+        let proven =
+            hamlet_identity::proven_server(&self.trust, certificates, Role::Agent, Expect::Peer(peer))
+                .map_err(|e| tls_error(e.to_string()))?;
         let certificates: Vec<_> = certificates.unwrap_or_default().to_vec();
         let mut builder = hyper::client::conn::http2::Builder::new(SpawnExecutor(self.spawner.clone()));
         builder
@@ -248,10 +252,16 @@ impl Dialler {
 /// A failed call in words: TLS 1.3 tells a client that its certificate was refused only on the
 /// first read, so that possibility is named.
 fn describe(status: &tonic::Status) -> String {
-    let text = if status.message().is_empty() { format!("{:?}", status.code()) } else { status.message().to_owned() };
+    let text = if status.message().is_empty() {
+        format!("{:?}", status.code())
+    } else {
+        status.message().to_owned()
+    };
     match status.code() {
         Code::Unknown | Code::Internal | Code::Cancelled => {
-            format!("the connection closed before the first answer ({text}); if it repeats, the peer may not trust our certificate: see its log")
+            format!(
+                "the connection closed before the first answer ({text}); if it repeats, the peer may not trust our certificate: see its log"
+            )
         }
         _ => text,
     }

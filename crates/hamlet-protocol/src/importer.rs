@@ -30,6 +30,8 @@ pub type ImportedWriter = SliceWriter<PeerName, Arc<str>, ImportedService>;
 const TICK: Duration = Duration::from_secs(1);
 /// How often the time spent without the peer is made durable.
 const STATE_EVERY: Duration = Duration::from_secs(30);
+/// Most batches served before requests and time are looked at again.
+const BATCHES_AT_ONCE: usize = 64;
 /// Wait before a failed commit of a foreign owner's changes is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -87,18 +89,30 @@ pub struct Importer {
     stored: PeerState,
 }
 
+/// What a committer is made of.
+pub struct ImporterParts {
+    /// Whose imports.
+    pub peer: PeerName,
+    /// What is loaded from the store already.
+    pub state: Arc<ImportState>,
+    /// The only writer of the peer's slice.
+    pub writer: ImportedWriter,
+    /// Where changes become durable.
+    pub store: Arc<dyn ImportStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Wakes the committer.
+    pub work: Arc<Notify>,
+    /// What the link asks.
+    pub requests: mpsc::Receiver<Request>,
+    /// The peer's state as the store has it.
+    pub stored: PeerState,
+}
+
 impl Importer {
-    /// A committer for what `state` holds already (loaded from the store).
-    pub fn new(
-        peer: PeerName,
-        state: Arc<ImportState>,
-        writer: ImportedWriter,
-        store: Arc<dyn ImportStore>,
-        clock: Arc<dyn Clock>,
-        work: Arc<Notify>,
-        requests: mpsc::Receiver<Request>,
-        stored: PeerState,
-    ) -> Importer {
+    /// A committer; it starts working when it is [run](Self::run).
+    pub fn new(parts: ImporterParts) -> Importer {
+        let ImporterParts { peer, state, writer, store, clock, work, requests, stored } = parts;
         let now = clock.now();
         Importer {
             peer,
@@ -170,9 +184,10 @@ impl Importer {
         self.commit_local(staged, "policy").await;
     }
 
-    /// Serves the inbox until it is empty.
+    /// Serves the inbox, but not for ever: a peer that never pauses must not keep policy and
+    /// time waiting.
     async fn drain(&mut self) {
-        loop {
+        for _ in 0..BATCHES_AT_ONCE {
             let Some(cell) = self.state.stream.lock().clone() else { return };
             let now = self.clock.now();
             let batch = {
@@ -191,6 +206,7 @@ impl Importer {
                 self.publish(changes);
             });
         }
+        self.work.notify_one();
     }
 
     /// Commits; a foreign owner would lose an update that is refused as UNAVAILABLE, so for it
@@ -211,7 +227,8 @@ impl Importer {
                     tracing::error!(peer = %self.peer, %error, "could not commit imports");
                     *self.state.commit_error.lock() = Some(error.to_string());
                     if !foreign || self.requests.is_closed() {
-                        let text = "the importing mesh could not persist the change now; offer it again later";
+                        let text =
+                            "the importing mesh could not persist the change now; offer it again later";
                         break 'trying Err(Rejection::new(
                             RejectionCode::Unavailable,
                             "not-persisted",

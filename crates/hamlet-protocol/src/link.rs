@@ -24,7 +24,7 @@ use tonic::Code;
 use crate::consumer::{ConsumerStats, ProofVerdict};
 use crate::dialect::Secret;
 use crate::dialect::service::{TYPE_URL, decode};
-use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, Request};
+use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, ImporterParts, Request};
 use crate::owner::OwnerStats;
 use crate::session::{EXTENSION_VERSION, PeerClass, SessionConfig, StreamEnd, StreamSession};
 use crate::stream::StreamCell;
@@ -224,16 +224,16 @@ impl Link {
         });
         let work = Arc::new(Notify::new());
         let (requests, inbox) = mpsc::channel(16);
-        let importer = Importer::new(
-            peer.clone(),
-            state.clone(),
+        let importer = Importer::new(ImporterParts {
+            peer: peer.clone(),
+            state: state.clone(),
             writer,
-            context.store.clone(),
-            context.clock.clone(),
-            work.clone(),
-            inbox,
-            loaded.state,
-        );
+            store: context.store.clone(),
+            clock: context.clock.clone(),
+            work: work.clone(),
+            requests: inbox,
+            stored: loaded.state,
+        });
         context.spawner.spawn(format!("importer/{peer}"), importer.run(shutdown.clone()));
         let slot = Slot { connection: initial(&config), since: now, last_error: None, attempts: 0 };
         let link = Arc::new(Link {
@@ -349,7 +349,10 @@ impl Link {
     ) -> Result<(Arc<StreamCell>, watch::Receiver<Arc<View>>), StreamEnd> {
         let config = self.config();
         if config.paused {
-            return Err(StreamEnd::new(Code::Unauthenticated, "this peer is paused here; ask the operators to resume it"));
+            return Err(StreamEnd::new(
+                Code::Unauthenticated,
+                "this peer is paused here; ask the operators to resume it",
+            ));
         }
         let Some(views) = self.context.publications.view(&self.peer) else {
             return Err(StreamEnd::new(Code::Unavailable, "the agent is starting; connect again"));
@@ -380,7 +383,10 @@ impl Link {
         };
         let now = self.context.clock.now();
         let id = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
-        let session = StreamSession::new(session, now);
+        let mut session = StreamSession::new(session, now);
+        if let Some(import) = &config.import {
+            session.consumer.set_message_limit(import.limits.message_bytes);
+        }
         let cell = StreamCell::new(id, dialled, session, self.work.clone(), self.context.clock.clone());
         self.occupy(&cell, dialled, proven)?;
         Ok((cell, views))
@@ -391,7 +397,10 @@ impl Link {
         let Some(active) = self.active() else { return Ok(()) };
         let ours_wins = self.context.our_id < proven.id;
         if active.dialled != dialled && dialled != ours_wins {
-            return Err(StreamEnd::new(Code::AlreadyExists, "a stream with this peer is active; this one is a duplicate"));
+            return Err(StreamEnd::new(
+                Code::AlreadyExists,
+                "a stream with this peer is active; this one is a duplicate",
+            ));
         }
         Ok(())
     }
@@ -417,12 +426,14 @@ impl Link {
     /// The stream ended: frees the place if it was still the active one.
     pub fn close(&self, cell: &Arc<StreamCell>, end: &StreamEnd) {
         let mut stream = self.state.stream.lock();
-        if !stream.as_ref().is_some_and(|active| active.id == cell.id) {
+        if stream.as_ref().is_none_or(|active| active.id != cell.id) {
             return;
         }
         *stream = None;
         drop(stream);
-        let connection = if end.is_refusal() {
+        let connection = if self.config.load().paused {
+            Connection::Paused
+        } else if end.is_refusal() {
             Connection::Refused { next_attempt: None }
         } else {
             Connection::Down { next_attempt: None }
@@ -467,7 +478,8 @@ impl Link {
         };
         let (counts, refused, expired, withheld, guard_end) = {
             let slice = self.state.slice.lock();
-            let refused = slice.refused().take(1_000).map(|(k, r, older)| (k.to_string(), r.to_string(), older));
+            let refused =
+                slice.refused().take(1_000).map(|(k, r, older)| (k.to_string(), r.to_string(), older));
             let refused = refused.collect();
             let withheld: Vec<String> = slice.withheld().take(1_000).map(|(k, _)| k.to_string()).collect();
             let guard_end = slice.withheld().map(|(_, until)| until).min();

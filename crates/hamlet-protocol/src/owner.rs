@@ -101,7 +101,13 @@ pub struct OwnerSession {
 impl OwnerSession {
     /// Starts at the place that fits what the consumer holds: at the head if its root is equal,
     /// else before everything. `held` is `None` for a foreign peer.
-    pub fn new(peer: &str, view: &Arc<View>, held: Option<&ext::Held>, hello: bool, log_id: &[u8]) -> OwnerSession {
+    pub fn new(
+        peer: &str,
+        view: &Arc<View>,
+        held: Option<&ext::Held>,
+        hello: bool,
+        log_id: &[u8],
+    ) -> OwnerSession {
         let root: Option<Hash32> = held.and_then(|h| h.root.as_ref().try_into().ok());
         let (sub, equal) = view.subscribe(peer, root.as_ref());
         let mut session = OwnerSession {
@@ -260,7 +266,12 @@ impl OwnerSession {
     }
 
     /// Takes the consumer's answer to one offer.
-    pub fn answer(&mut self, nonce: &str, status: Option<(i32, String)>, now: Duration) -> Result<(), Violation> {
+    pub fn answer(
+        &mut self,
+        nonce: &str,
+        status: Option<(i32, String)>,
+        now: Duration,
+    ) -> Result<(), Violation> {
         // A peer that sends no nonce means the only message in flight.
         let by_nonce = |f: &InFlight| nonce.parse::<u64>().is_ok_and(|n| n == f.nonce);
         let at = match self.in_flight.iter().position(by_nonce) {

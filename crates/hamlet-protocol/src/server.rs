@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
@@ -36,7 +37,9 @@ pub type Links = Arc<ArcSwap<BTreeMap<PeerName, Arc<Link>>>>;
 
 /// The agent could not listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for peers on {address}: {source}; choose another address in spec.listen.agent, or stop the program that has it")]
+#[error(
+    "cannot listen for peers on {address}: {source}; choose another address in spec.listen.agent, or stop the program that has it"
+)]
 pub struct BindError {
     address: SocketAddr,
     source: io::Error,
@@ -47,6 +50,35 @@ pub struct BindError {
 pub struct AgentServer {
     listener: TcpListener,
     address: SocketAddr,
+}
+
+/// Strangers can't fill the log: so many refusals are logged in each ten seconds.
+const REFUSALS_LOGGED: u64 = 10;
+
+/// Logs refused connections, at a bounded rate; all of them are in the trust table's list.
+#[derive(Debug, Default)]
+struct RefusalLog {
+    window: AtomicU64,
+    logged: AtomicU64,
+}
+
+impl RefusalLog {
+    fn warn(&self, remote: SocketAddr, error: &str) {
+        let count = self.logged.fetch_add(1, Ordering::Relaxed);
+        match count {
+            0..REFUSALS_LOGGED => tracing::warn!(%remote, %error, "refused a connection to the agent port"),
+            REFUSALS_LOGGED => tracing::warn!("further refusals are not logged for a while"),
+            _ => {}
+        }
+    }
+
+    /// Called with the running time now and then: a new window forgets the old one's count.
+    fn tick(&self, now: std::time::Duration) {
+        let window = now.as_secs() / 10;
+        if self.window.swap(window, Ordering::Relaxed) != window {
+            self.logged.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What the listener needs of the rest.
@@ -86,9 +118,12 @@ impl AgentServer {
     /// Accepts until shutdown.
     pub async fn run(self, context: ServerContext, shutdown: Shutdown) {
         let config = hamlet_identity::agent_server_config(&context.identity, &context.trust);
+        let refusals = Arc::new(RefusalLog::default());
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         'accepting: loop {
-            let Some(permit) = shutdown.or_begun(handshakes.clone().acquire_owned()).await else { break 'accepting };
+            let Some(permit) = shutdown.or_begun(handshakes.clone().acquire_owned()).await else {
+                break 'accepting;
+            };
             let Some(accepted) = shutdown.or_begun(self.listener.accept()).await else { break 'accepting };
             let (stream, remote) = match accepted {
                 Ok(accepted) => accepted,
@@ -99,14 +134,16 @@ impl AgentServer {
                     continue 'accepting;
                 }
             };
+            refusals.tick(context.clock.now());
             let (context, config, shutdown) = (context.clone(), config.clone(), shutdown.clone());
+            let refusals = refusals.clone();
             context.spawner.clone().spawn("agent/connection", async move {
                 match handshake(stream, config, &context).await {
                     Ok((tls, proven)) => {
                         drop(permit);
                         serve(tls, proven, remote, context, shutdown).await;
                     }
-                    Err(error) => tracing::warn!(%remote, %error, "refused a connection to the agent port"),
+                    Err(error) => refusals.warn(remote, &error),
                 }
             });
         }
@@ -133,8 +170,9 @@ async fn handshake(
     if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err("the peer did not negotiate ALPN h2".to_owned());
     }
-    let proven = hamlet_identity::proven_client(&context.trust, tls.get_ref().1.peer_certificates(), Role::Agent)
-        .map_err(|e| e.to_string())?;
+    let proven =
+        hamlet_identity::proven_client(&context.trust, tls.get_ref().1.peer_certificates(), Role::Agent)
+            .map_err(|e| e.to_string())?;
     Ok((tls, proven))
 }
 

@@ -231,7 +231,8 @@ impl StreamSession {
         self.subscribed = true;
         let log_id = self.config.hello.as_ref().map(|h| h.log_id.to_vec()).unwrap_or_default();
         let hello = self.is_hello();
-        self.owner = Some(OwnerSession::new(&self.config.peer, &self.config.view, held.as_ref(), hello, &log_id));
+        self.owner =
+            Some(OwnerSession::new(&self.config.peer, &self.config.view, held.as_ref(), hello, &log_id));
         Ok(())
     }
 

@@ -234,7 +234,8 @@ impl Outbound {
     /// For a client, whose side ends without a status.
     pub fn without_status(self) -> impl Stream<Item = Outgoing> + Send + 'static {
         use futures::StreamExt;
-        self.take_while(|item| std::future::ready(item.is_ok())).filter_map(|item| std::future::ready(item.ok()))
+        self.take_while(|item| std::future::ready(item.is_ok()))
+            .filter_map(|item| std::future::ready(item.ok()))
     }
 }
 

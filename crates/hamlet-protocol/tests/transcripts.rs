@@ -98,13 +98,15 @@ impl End {
 /// What a message looks like at the other end, through the real encoding.
 fn heard(message: &Outgoing) -> Incoming {
     use prost::Message;
-    let codec = hamlet_protocol::dialect::v1alpha2::V2Codec { resource_url: TYPE_URL, context: Secret::default() };
+    let codec =
+        hamlet_protocol::dialect::v1alpha2::V2Codec { resource_url: TYPE_URL, context: Secret::default() };
     let mut bytes = vec![];
     codec.write(message, &mut bytes);
-    let decoded = hamlet_protocol::wire::federation::resourcediscovery::v1alpha2::BidirectionalStream::decode(
-        &bytes[..],
-    )
-    .unwrap();
+    let decoded =
+        hamlet_protocol::wire::federation::resourcediscovery::v1alpha2::BidirectionalStream::decode(
+            &bytes[..],
+        )
+        .unwrap();
     hamlet_protocol::dialect::v1alpha2::incoming(decoded, bytes.len())
 }
 
@@ -327,7 +329,8 @@ fn wrong_changes_are_refused_in_their_turn_and_the_stream_lives() {
         let incoming = Incoming { offer: Some(offer), bytes, ..Incoming::default() };
         shop.session.receive(incoming, shop.now).unwrap();
         let answers: Vec<String> = shop.speak().iter().filter_map(|m| tell("shop", m)).collect();
-        let expected = if expected == "ack" { "shop: ack #n".to_owned() } else { format!("shop: nack #n {expected}") };
+        let expected =
+            if expected == "ack" { "shop: ack #n".to_owned() } else { format!("shop: nack #n {expected}") };
         assert_eq!(answers, [expected]);
     }
 }
@@ -383,7 +386,8 @@ fn a_wrong_context_or_resource_type_is_told_and_the_right_one_passes() {
             context: context.into(),
             ..IncomingRequest::default()
         };
-        let outcome = session.receive(Incoming { request: Some(request), ..Incoming::default() }, Duration::ZERO);
+        let outcome =
+            session.receive(Incoming { request: Some(request), ..Incoming::default() }, Duration::ZERO);
         outcome.map_err(|end| end.code)
     };
     assert_eq!(first("open", TYPE_URL), Err(tonic::Code::Unauthenticated));
@@ -415,7 +419,8 @@ fn what_could_not_be_persisted_is_refused_as_unavailable_and_offered_again() {
         from_bank.iter().for_each(|m| shop.hear(m));
     }
     let batch = shop.session.consumer.batch(&mut shop.slice, shop.now).unwrap();
-    let full = Rejection::new(hamlet_core::RejectionCode::Unavailable, "not-persisted", "resource", "disk full");
+    let full =
+        Rejection::new(hamlet_core::RejectionCode::Unavailable, "not-persisted", "resource", "disk full");
     shop.session.consumer.finish(&mut shop.slice, batch, Err(full), shop.now);
     let log = talk(&mut shop, &mut bank);
     assert!(said_by(&log, "shop").contains(&"nack #1 not-persisted"), "{log:#?}");

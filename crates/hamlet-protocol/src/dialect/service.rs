@@ -8,8 +8,8 @@ use std::num::NonZeroU16;
 use bytes::Bytes;
 use hamlet_core::service::limits;
 use hamlet_core::{
-    DnsLabel, Endpoint, EndpointAddress, FederatedService, Fqdn, Instance, Protocol, Rejection, RejectionCode,
-    ServiceName, SpiffeId,
+    DnsLabel, Endpoint, EndpointAddress, FederatedService, Fqdn, Instance, Protocol, Rejection,
+    RejectionCode, ServiceName, SpiffeId,
 };
 use prost::Message;
 
@@ -96,8 +96,9 @@ fn map(field: &str, map: &BTreeMap<String, String>) -> Result<(), Rejection> {
 /// Decodes and checks the value of the entry under `key`. The key, not the message's name, makes
 /// the name here: it is what is unique on the wire (known peers put the fqdn into it).
 pub fn decode(key: &str, value: &[u8]) -> Result<FederatedService, Rejection> {
-    let message = pb::FederatedService::decode(value)
-        .map_err(|_| malformed("resource-undecodable", "resource.value", "not a FederatedService; check the encoder"))?;
+    let message = pb::FederatedService::decode(value).map_err(|_| {
+        malformed("resource-undecodable", "resource.value", "not a FederatedService; check the encoder")
+    })?;
     let name = ServiceName::parse(key).map_err(|e| malformed("name", "resource_id", e.to_string()))?;
     if message.name.is_empty() {
         return Err(malformed("name-missing", "name", "required; set the service's unique name"));
@@ -111,7 +112,11 @@ pub fn decode(key: &str, value: &[u8]) -> Result<FederatedService, Rejection> {
     too_many("sans", message.sans.len(), limits::SANS)?;
     let fqdn = Fqdn::parse(&message.fqdn).map_err(|e| malformed("fqdn", "fqdn", e.to_string()))?;
     if message.endpoints.is_empty() {
-        return Err(malformed("endpoints-missing", "endpoints", "required; offer at least one ingress address"));
+        return Err(malformed(
+            "endpoints-missing",
+            "endpoints",
+            "required; offer at least one ingress address",
+        ));
     }
     if message.instances.is_empty() {
         return Err(malformed("instances-missing", "instances", "required; offer at least one protocol"));
@@ -178,16 +183,17 @@ fn decode_instance(i: usize, inst: pb::federated_service::Instance) -> Result<In
         }
     }
     let metadata_field = |name: &str| field(&format!("metadata.{name}"));
-    let sni = reserved.get("SNI").map(|text| {
-        Fqdn::parse(text).map_err(|e| malformed("sni", metadata_field("SNI"), e.to_string()))
-    });
+    let sni = reserved
+        .get("SNI")
+        .map(|text| Fqdn::parse(text).map_err(|e| malformed("sni", metadata_field("SNI"), e.to_string())));
     let port = reserved.get("PORT").map(|text| {
         let digits = text.bytes().all(|b| b.is_ascii_digit());
         let port = text.parse::<u16>().ok().filter(|_| digits).and_then(NonZeroU16::new);
         port.ok_or_else(|| malformed("service-port", metadata_field("PORT"), "not a port; use 1 to 65535"))
     });
     let hostname = reserved.get("HOSTNAME").map(|text| {
-        let name = Fqdn::parse(text).map_err(|e| malformed("hostname", metadata_field("HOSTNAME"), e.to_string()));
+        let name =
+            Fqdn::parse(text).map_err(|e| malformed("hostname", metadata_field("HOSTNAME"), e.to_string()));
         name.map(|n| n.to_string())
     });
     Ok(Instance {

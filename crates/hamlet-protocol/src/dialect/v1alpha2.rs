@@ -162,8 +162,11 @@ impl V2Codec {
         let offer = &change.offer;
         let nonce = nonce.to_string();
         let context = self.context.expose();
-        let operation =
-            if change.deleted { pb::stream_response::Operation::Delete } else { pb::stream_response::Operation::Upsert };
+        let operation = if change.deleted {
+            pb::stream_response::Operation::Delete
+        } else {
+            pb::stream_response::Operation::Upsert
+        };
         let operation = operation as u64;
         let any = field_len(1, url.len()) + field_len(2, offer.value.len());
         let context_len = if context.is_empty() { 0 } else { field_len(6, context.len()) };

@@ -1,14 +1,16 @@
 //! Offers and rules that the protocol's tests share: mesh `bank` owns `bank.example`, and so on.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+pub mod agent;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use hamlet_core::import::ImportRules;
 use hamlet_core::{
-    AddressRange, DnsLabel, Endpoint, EndpointAddress, FederatedService, Fqdn, Instance, NameSuffix, PeerName,
-    PortRange, Protocol, ServiceName, SpiffeId, TrustDomain,
+    AddressRange, DnsLabel, Endpoint, EndpointAddress, FederatedService, Fqdn, Instance, NameSuffix,
+    PeerName, PortRange, Protocol, ServiceName, SpiffeId, TrustDomain,
 };
 
 /// `name.mesh.example`, offered at a loopback gateway.

@@ -84,6 +84,13 @@ pub(super) struct Bound {
 }
 
 impl Bound {
+    /// Says where everything listens.
+    pub(super) fn log(&self) {
+        for (listener, address) in &self.listeners {
+            tracing::info!(listener, address, "listening");
+        }
+    }
+
     /// Writes the addresses as one JSON object, whole or not at all.
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let object: serde_json::Map<String, serde_json::Value> =

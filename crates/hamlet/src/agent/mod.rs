@@ -178,6 +178,7 @@ async fn start(
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
     agent.watch_files(snapshot);
+    bound.log();
     tracing::info!(
         mesh = %agent.config().mesh.name,
         trust_domain = %agent.config().mesh.trust_domain,

@@ -168,6 +168,9 @@ fn age_of(at: Duration, now: Duration) -> u64 {
 }
 
 fn import_proof(l: &LinkStatus) -> Proof {
+    if !l.imports {
+        return Proof::None;
+    }
     match l.consumer.map(|c| c.verdict) {
         Some(ProofVerdict::Equal(at)) => Proof::Equal { age_ms: age_of(at, l.now) },
         Some(ProofVerdict::Different(at)) => Proof::Different { age_ms: age_of(at, l.now) },
@@ -177,6 +180,9 @@ fn import_proof(l: &LinkStatus) -> Proof {
 }
 
 fn publish_proof(l: &LinkStatus) -> Proof {
+    if !l.peer_imports {
+        return Proof::None;
+    }
     match l.owner.as_ref().and_then(|o| o.proof) {
         Some(p) if !p.equal => Proof::Different { age_ms: age_of(p.at, l.now) },
         Some(p) if l.owner_proven => Proof::Equal { age_ms: age_of(p.at, l.now) },

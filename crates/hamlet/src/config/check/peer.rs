@@ -135,6 +135,7 @@ impl Check<'_> {
                     None => limits.services_per_peer,
                 },
                 bytes: raw.quota_bytes.map_or(limits.bytes_per_peer, |b| b.0),
+                message_bytes: limits.message_bytes,
                 refused_hold: raw.refused_hold?,
             },
             extensions: raw.extensions?,
