@@ -49,7 +49,8 @@ pub(crate) fn run(options: &DocsOptions) -> anyhow::Result<bool> {
         }
         if !current {
             if let Some(folder) = path.parent() {
-                std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+                std::fs::create_dir_all(folder)
+                    .with_context(|| format!("can't make {}", folder.display()))?;
             }
             std::fs::write(&path, text).with_context(|| format!("can't write {}", page.display()))?;
         }

@@ -7,6 +7,7 @@ mod bench;
 mod chaos;
 mod docs;
 mod report;
+mod scratch;
 mod tidy;
 mod tree;
 

@@ -14,7 +14,7 @@ pub(crate) fn root() -> PathBuf {
 
 /// What `cargo metadata --no-deps` says.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Metadata {
+pub(crate) struct Workspace {
     /// The crates of the workspace.
     pub(crate) packages: Vec<Package>,
     /// Where cargo builds.
@@ -42,7 +42,7 @@ pub(crate) struct Dependency {
 }
 
 /// Asks cargo.
-pub(crate) fn metadata() -> anyhow::Result<Metadata> {
+pub(crate) fn workspace() -> anyhow::Result<Workspace> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(root());
     let output = cargo.output().context("cargo doesn't start; is it in PATH?")?;

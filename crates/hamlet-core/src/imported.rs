@@ -405,7 +405,7 @@ impl ImportedSlice {
     pub fn due(&mut self, now: Duration) -> Vec<Staged> {
         let mut staged = vec![];
         if self.counts.withheld == 0 && self.counts.older_in_force == 0 {
-            return staged;
+            return self.recheck(&BTreeSet::new(), now);
         }
         for (key, entry) in &self.entries {
             if entry.withheld_until.is_some_and(|until| until <= now) {

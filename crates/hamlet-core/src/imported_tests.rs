@@ -205,3 +205,136 @@ fn hold_expiry_empties_in_force_and_keeps_heard() {
     assert_eq!(s.heard_root(), root);
     assert!(matches!(&s.set_expired(false)[..], [(_, Some(_))]));
 }
+
+fn limited(services: usize) -> ImportedSlice {
+    let mut s = slice();
+    let limits = ImportLimits { services, ..ImportLimits::default() };
+    s.set_rules(rules("acme.example"), limits, GuardSettings::default());
+    s
+}
+
+#[test]
+fn one_batch_admits_no_more_than_the_quota_leaves_and_an_abandoned_one_gives_its_room_back() {
+    for committed in [true, false] {
+        let mut s = limited(5);
+        let fqdn = |i: usize| Bytes::from(format!("s{i}.acme.example"));
+        let staged: Vec<Staged> = (0..30).map(|i| s.offer(&format!("s{i:02}"), fqdn(i), T0)).collect();
+        assert_eq!(staged.iter().filter(|s| s.answer.is_ok()).count(), 5);
+        if committed {
+            s.apply(staged, T0);
+            assert_eq!((s.counts().in_force, s.counts().heard), (5, 10));
+        } else {
+            s.abandon(staged, T0);
+            assert_eq!(s.counts(), ImportCounts::default());
+            take(&mut s, "late", "late.acme.example").unwrap();
+        }
+    }
+}
+
+#[test]
+fn refused_keys_are_recorded_up_to_twice_the_quota_whatever_the_rule() {
+    let mut s = limited(5);
+    for i in 0..1000 {
+        take(&mut s, &format!("k{i}"), &format!("k{i}.evil.example")).unwrap_err();
+        take(&mut s, &format!("e{i}"), "").unwrap_err();
+    }
+    assert_eq!(s.counts().heard, 10);
+    assert_eq!(take(&mut s, "late", "late.acme.example").unwrap_err(), "quota-services");
+    // A key that is known may change: it takes no more room.
+    take(&mut s, "k0", "k0.acme.example").unwrap();
+}
+
+#[test]
+fn a_service_that_is_renamed_comes_in_force_whichever_change_arrives_first() {
+    let mut s = slice();
+    take(&mut s, "old", "pay.acme.example").unwrap();
+    assert_eq!(take(&mut s, "new", "pay.acme.example").unwrap_err(), "name-taken");
+    assert!(s.due(T0).is_empty(), "the name is still in use");
+    let gone = s.delete("old", T0);
+    s.apply(vec![gone], T0);
+    let due = s.due(Duration::from_secs(10));
+    let changes = s.apply(due, Duration::from_secs(10));
+    assert!(matches!(&changes[..], [(key, Some(_))] if &**key == "new"));
+    assert_eq!(s.counts(), ImportCounts { heard: 1, in_force: 1, ..ImportCounts::default() });
+}
+
+#[test]
+fn what_was_over_quota_comes_in_force_when_there_is_room_and_no_more_than_fits() {
+    let mut s = limited(2);
+    for i in 0..4 {
+        let _ = take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example"));
+    }
+    let gone = s.delete("s0", T0);
+    s.apply(vec![gone], T0);
+    let due = s.due(Duration::from_secs(10));
+    s.apply(due, T0);
+    assert_eq!(s.counts(), ImportCounts { heard: 3, in_force: 2, refused: 1, ..ImportCounts::default() });
+    let limits = ImportLimits { services: 3, ..ImportLimits::default() };
+    s.set_rules(rules("acme.example"), limits, GuardSettings::default());
+    let staged = s.reevaluate(T0);
+    s.apply(staged, T0);
+    assert_eq!(s.counts(), ImportCounts { heard: 3, in_force: 3, ..ImportCounts::default() });
+}
+
+#[test]
+fn a_withheld_entry_that_breaks_a_tightened_policy_goes_at_once() {
+    let mut s = slice();
+    for i in 0..20 {
+        take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
+    }
+    let staged = s.sweep(&BTreeSet::new(), T0);
+    s.apply(staged, T0);
+    assert_eq!(s.counts().withheld, 20);
+    s.set_rules(rules("s1.acme.example"), ImportLimits::default(), GuardSettings::default());
+    let staged = s.reevaluate(T0);
+    assert_eq!(s.apply(staged, T0).len(), 19);
+    assert_eq!((s.counts().in_force, s.counts().withheld), (1, 1), "and one that passes stays withheld");
+}
+
+#[test]
+fn a_withheld_entry_that_is_offered_again_and_refused_is_heard_until_it_changes() {
+    let mut s = slice();
+    for i in 0..20 {
+        take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
+    }
+    let staged = s.sweep(&BTreeSet::new(), T0);
+    s.apply(staged, T0);
+    let limits = ImportLimits { bytes: 10, ..ImportLimits::default() };
+    s.set_rules(rules("acme.example"), limits, GuardSettings::default());
+    assert_eq!(take(&mut s, "s1", "other.acme.example").unwrap_err(), "quota-bytes");
+    assert_eq!((s.counts().heard, s.counts().older_in_force, s.counts().withheld), (1, 1, 19));
+    let root = s.heard_root();
+    let due = s.due(Duration::from_secs(600));
+    s.apply(due, T0);
+    assert_eq!((s.heard_root(), s.counts().in_force), (root, 1), "the wait is over for the others only");
+}
+
+#[test]
+fn an_abandoned_batch_gives_every_name_back_although_one_change_took_anothers() {
+    let leases = NameLeases::new();
+    let peer = PeerName::parse("acme").unwrap();
+    let mut s = ImportedSlice::new(peer, "t", Arc::new(decode), leases.clone());
+    s.set_rules(rules("acme.example"), ImportLimits::default(), GuardSettings::default());
+    take(&mut s, "a", "one.acme.example").unwrap();
+    let offer = |s: &mut ImportedSlice, key: &str, fqdn: &'static str| s.offer(key, Bytes::from_static(fqdn.as_bytes()), T0);
+    let staged = vec![offer(&mut s, "a", "two.acme.example"), offer(&mut s, "b", "one.acme.example")];
+    assert!(staged.iter().all(|s| s.answer.is_ok()));
+    s.abandon(staged, T0);
+    assert_eq!(take(&mut s, "c", "one.acme.example").unwrap_err(), "name-taken", "a still has it");
+    take(&mut s, "d", "two.acme.example").unwrap();
+}
+
+#[test]
+fn a_withdrawal_that_could_not_be_committed_does_not_count_for_the_guard() {
+    let mut s = slice();
+    for i in 0..11 {
+        take(&mut s, &format!("s{i:02}"), &format!("s{i}.acme.example")).unwrap();
+    }
+    for i in 0..5 {
+        let staged = s.delete(&format!("s{i:02}"), T0);
+        s.abandon(vec![staged], T0);
+    }
+    let marked: BTreeSet<Arc<str>> = [Arc::from("s00")].into();
+    let staged = s.sweep(&marked, T0);
+    assert_eq!(s.apply(staged, T0).len(), 10, "the floor of ten is all there for these");
+}

@@ -26,6 +26,8 @@ pub const ANSWERS_MAX: usize = 65_536;
 pub const NONCES_BYTES: usize = 1 << 20;
 /// Most changes of one commit.
 const BATCH_MAX: usize = 512;
+/// Length of a digest root.
+const ROOT_BYTES: usize = 32;
 /// Longest nonce that we repeat.
 const NONCE_MAX: usize = 1_024;
 /// First wait before a further whole round when one did not end in equality; doubles to an hour.
@@ -76,6 +78,9 @@ pub struct Batch {
     pub changes: Vec<ImportChange>,
     answers: Vec<(String, Result<(), Rejection>)>,
     staged: Vec<Staged>,
+    /// Keys repeated since the round began, and keys deleted.
+    upserted: Vec<Arc<str>>,
+    deleted: Vec<Arc<str>>,
     bookmark: Option<ext::Bookmark>,
     messages: usize,
 }
@@ -195,7 +200,9 @@ impl ConsumerSession {
         match (offer.operation, offer.resource) {
             (Operation::Delete, _) => Item::Delete { nonce, key: offer.key },
             (Operation::Upsert, Some((url, value))) if url == self.type_url => {
-                Item::Upsert { nonce, key: offer.key, value }
+                // Copied: the value as it came keeps the whole message in memory for as long as
+                // it lives, and only its own length counts against the quota.
+                Item::Upsert { nonce, key: offer.key, value: Bytes::copy_from_slice(&value) }
             }
             (Operation::Upsert, Some(_)) => {
                 let message = format!("differs from resource_url; use {}", self.type_url);
@@ -215,18 +222,23 @@ impl ConsumerSession {
 
     /// Takes the start of a round.
     pub fn begin(&mut self, begin: ext::Begin) {
+        // What isn't used isn't kept: the peer decides how long it is.
+        let begin = ext::Begin { scope: Bytes::new(), ..begin };
         self.inbox.push_back((Item::Begin(begin), 0));
     }
 
     /// Takes a bookmark; it is handled when everything before it is committed.
     pub fn bookmark(&mut self, bookmark: ext::Bookmark) {
+        let root = &bookmark.root[..];
+        let root = if root.len() == ROOT_BYTES { Bytes::copy_from_slice(root) } else { Bytes::new() };
+        let bookmark = ext::Bookmark { root, log_id: Bytes::new(), ..bookmark };
         self.inbox.push_back((Item::Bookmark(bookmark), 0));
     }
 
     /// Decides on what came, up to a bookmark or a repeated key. `None` if nothing came.
     pub fn batch(&mut self, slice: &mut ImportedSlice, now: Duration) -> Option<Batch> {
         let mut batch =
-            Batch { changes: vec![], answers: vec![], staged: vec![], bookmark: None, messages: 0 };
+            Batch { changes: vec![], answers: vec![], staged: vec![], upserted: vec![], deleted: vec![], bookmark: None, messages: 0 };
         let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
         while batch.answers.len() < BATCH_MAX {
             match self.inbox.front().map(|(item, _)| item) {
@@ -243,6 +255,7 @@ impl ConsumerSession {
             let staged = match item {
                 Item::Begin(begin) => {
                     self.open_round(&begin);
+                    batch.upserted.clear();
                     continue;
                 }
                 Item::Bookmark(bookmark) => {
@@ -256,12 +269,14 @@ impl ConsumerSession {
                 }
                 Item::Upsert { nonce, key, value } => {
                     let staged = slice.offer(&key, value, now);
-                    if let Some(marked) = &mut self.marked {
-                        marked.insert(staged.key.clone());
-                    }
+                    batch.upserted.push(staged.key.clone());
                     (nonce, staged)
                 }
-                Item::Delete { nonce, key } => (nonce, slice.delete(&key, now)),
+                Item::Delete { nonce, key } => {
+                    let staged = slice.delete(&key, now);
+                    batch.deleted.push(staged.key.clone());
+                    (nonce, staged)
+                }
             };
             let (nonce, staged) = staged;
             keys.insert(staged.key.clone());
@@ -295,9 +310,10 @@ impl ConsumerSession {
         outcome: Result<(), Rejection>,
         now: Duration,
     ) -> SliceChanges {
-        let Batch { answers, staged, bookmark, .. } = batch;
+        let Batch { answers, staged, upserted, deleted, bookmark, .. } = batch;
         if let Err(rejection) = outcome {
             slice.abandon(staged, now);
+            self.mark(slice, upserted, deleted);
             for (nonce, _) in answers {
                 self.answer(nonce, Err(rejection.clone()));
             }
@@ -308,6 +324,7 @@ impl ConsumerSession {
             return vec![];
         }
         let mut changes = slice.apply(staged, now);
+        self.mark(slice, upserted, deleted);
         for (nonce, answer) in answers {
             self.answer(nonce, answer);
         }
@@ -319,6 +336,16 @@ impl ConsumerSession {
             changes.extend(slice.set_expired(false));
         }
         changes
+    }
+
+    /// Notes what was repeated in the open round, whatever its verdict. Only what is heard can be
+    /// swept, so nothing else needs a mark: marks are bounded by what may be heard.
+    fn mark(&mut self, slice: &ImportedSlice, upserted: Vec<Arc<str>>, deleted: Vec<Arc<str>>) {
+        let Some(marked) = &mut self.marked else { return };
+        marked.extend(upserted.into_iter().filter(|key| slice.hears(key)));
+        for key in deleted {
+            marked.remove(&key);
+        }
     }
 
     fn answer(&mut self, nonce: String, answer: Result<(), Rejection>) {
@@ -374,7 +401,7 @@ impl ConsumerSession {
             self.next_round = None;
             let (root, count) = slice.heard_root();
             self.ask_round = Some(ext::Held {
-                round: self.round + 1,
+                round: crate::owner::round_after(self.round),
                 digest_version: 1,
                 type_url: self.type_url.to_owned(),
                 root: root.to_vec().into(),

@@ -13,8 +13,7 @@ use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::body::Body;
 
-use crate::dialect::service::TYPE_URL;
-use crate::dialect::v1alpha2::{PATH, V2Codec};
+use crate::dialect::v1alpha2::PATH;
 use crate::link::{Connection, Link};
 use crate::session::{PeerClass, StreamEnd};
 use crate::stream::Outbound;
@@ -155,7 +154,7 @@ impl Dialler {
             Ok(opened) => opened,
             Err(end) => return unknown(end),
         };
-        let codec = V2Codec { resource_url: TYPE_URL, context: self.link.config().context.clone() };
+        let codec = self.link.config().codec();
         let origin = http::Uri::builder().scheme("https").authority(address).path_and_query("/").build();
         let origin = match origin {
             Ok(origin) => origin,
@@ -166,17 +165,15 @@ impl Dialler {
         let mut grpc = tonic::client::Grpc::with_origin(Transport(sender), origin)
             .max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
         let outbound = Outbound::new(cell.clone()).without_status();
-        let calling =
-            grpc.streaming(tonic::Request::new(outbound), http::uri::PathAndQuery::from_static(PATH), codec);
+        let path = http::uri::PathAndQuery::from_static(PATH);
+        let calling = grpc.streaming(tonic::Request::new(outbound), path, codec);
         // Some servers send headers only with their first message; what we say goes out
         // meanwhile, so this is no deadlock, only a wait.
-        let end = tokio::select! {
-            called = calling => match called {
-                Ok(response) => cell.run(response.into_inner(), views, self.link.shutdown().clone()).await,
-                Err(status) => StreamEnd::new(status.code(), describe(&status)),
-            },
-            () = cell.wait_ended() => cell.ended().unwrap_or_else(|| StreamEnd::new(Code::Unavailable, "ended")),
+        let opening = async {
+            let called = calling.await;
+            called.map(tonic::Response::into_inner).map_err(|s| StreamEnd::new(s.code(), describe(&s)))
         };
+        let end = cell.run(opening, views, self.link.shutdown().clone()).await;
         let class = cell.look(|s| s.class().clone());
         let healthy = cell.look(|s| s.owner.as_ref().is_some_and(|o| o.stats().proof.is_some()));
         cell.end(end.clone());

@@ -13,6 +13,7 @@ use hamlet_core::durable::{ImportStore, LoadedPeer};
 use hamlet_core::imported::{ImportCounts, ImportedSlice};
 use hamlet_core::lease::NameLeases;
 use hamlet_core::offers::Publications;
+use hamlet_core::rejection::one_line;
 use hamlet_core::view::View;
 use hamlet_core::{PeerName, SpiffeId};
 use hamlet_identity::ProvenPeer;
@@ -24,6 +25,7 @@ use tonic::Code;
 use crate::consumer::{ConsumerStats, ProofVerdict};
 use crate::dialect::Secret;
 use crate::dialect::service::{TYPE_URL, decode};
+use crate::dialect::v1alpha2::V2Codec;
 use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, ImporterParts, Request};
 use crate::owner::OwnerStats;
 use crate::session::{EXTENSION_VERSION, PeerClass, SessionConfig, StreamEnd, StreamSession};
@@ -32,6 +34,9 @@ use crate::wire::hamlet::federation::v1 as ext;
 
 /// Most connections that one peer may have open to us (threat T14).
 pub const CONNECTIONS_MAX: usize = 4;
+
+/// Longest refused key as it is shown, in bytes: what is refused may hold anything.
+const KEY_SHOWN: usize = 512;
 
 /// How a peer is to be met.
 #[derive(Debug, Clone)]
@@ -46,6 +51,18 @@ pub struct LinkConfig {
     pub paused: bool,
     /// What we accept from it; `None` imports nothing.
     pub import: Option<ImportSettings>,
+}
+
+impl LinkConfig {
+    /// The codec of a stream with this peer.
+    pub(crate) fn codec(&self) -> V2Codec {
+        let limits = self.import.as_ref().map(|i| i.limits).unwrap_or_default();
+        V2Codec {
+            resource_url: TYPE_URL,
+            context: self.context.clone(),
+            message_bytes: limits.message_bytes,
+        }
+    }
 }
 
 /// What all links share.
@@ -183,6 +200,8 @@ pub struct Link {
     changed: watch::Sender<u64>,
     work: Arc<Notify>,
     streams: AtomicU64,
+    /// Numbers the attempts to open a stream; the last one may take the place.
+    opening: AtomicU64,
     connections: AtomicU64,
     shutdown: Shutdown,
 }
@@ -246,6 +265,7 @@ impl Link {
             changed: watch::Sender::new(0),
             work,
             streams: AtomicU64::new(0),
+            opening: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             shutdown,
         });
@@ -294,14 +314,18 @@ impl Link {
     /// Takes a new configuration: policy is in effect when this returns.
     pub async fn configure(&self, config: LinkConfig) {
         let old = self.config.swap(Arc::new(config.clone()));
-        let settings = config.import.unwrap_or_else(|| ImportSettings {
+        // Whether we import at all is said in the hello.
+        let imports = |c: &LinkConfig| c.import.as_ref().is_some_and(|i| i.rules.is_some());
+        let rejoin = imports(&old) != imports(&config)
+            || old.context != config.context
+            || old.extensions_required != config.extensions_required;
+        let settings = config.import.clone().unwrap_or_else(|| ImportSettings {
             rules: None,
             limits: hamlet_core::imported::ImportLimits::default(),
             guard: hamlet_core::guard::GuardSettings::default(),
             hold: None,
         });
         self.ask(|done| Request::Configure(Box::new(settings), done)).await;
-        let rejoin = old.context != config.context || old.extensions_required != config.extensions_required;
         if config.paused || rejoin {
             self.end_stream(StreamEnd::new(Code::Unavailable, "the configuration of this peer changed"));
         }
@@ -358,6 +382,12 @@ impl Link {
             return Err(StreamEnd::new(Code::Unavailable, "the agent is starting; connect again"));
         };
         self.make_place(dialled, proven)?;
+        // What is heard must not change between the question and the new stream's place: nothing
+        // more is taken from an older stream, and of two that open at once the later one counts.
+        let opening = self.opening.fetch_add(1, Ordering::SeqCst) + 1;
+        if let Some(old) = self.state.stream.lock().take() {
+            old.end(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
+        }
         let held = self.held().await?;
         let view = views.borrow().clone();
         let imports = config.import.as_ref().is_some_and(|i| i.rules.is_some());
@@ -388,7 +418,7 @@ impl Link {
             session.consumer.set_message_limit(import.limits.message_bytes);
         }
         let cell = StreamCell::new(id, dialled, session, self.work.clone(), self.context.clock.clone());
-        self.occupy(&cell, dialled, proven)?;
+        self.occupy(&cell, opening)?;
         Ok((cell, views))
     }
 
@@ -405,12 +435,13 @@ impl Link {
         Ok(())
     }
 
-    fn occupy(&self, cell: &Arc<StreamCell>, dialled: bool, proven: &ProvenPeer) -> Result<(), StreamEnd> {
-        self.make_place(dialled, proven)?;
-        let old = self.state.stream.lock().replace(cell.clone());
-        if let Some(old) = old {
-            old.end(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
+    fn occupy(&self, cell: &Arc<StreamCell>, opening: u64) -> Result<(), StreamEnd> {
+        let mut place = self.state.stream.lock();
+        if self.opening.load(Ordering::SeqCst) != opening {
+            return Err(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
         }
+        *place = Some(cell.clone());
+        drop(place);
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.set_connection(Connection::Up, None);
         Ok(())
@@ -479,7 +510,7 @@ impl Link {
         let (counts, refused, expired, withheld, guard_end) = {
             let slice = self.state.slice.lock();
             let refused =
-                slice.refused().take(1_000).map(|(k, r, older)| (k.to_string(), r.to_string(), older));
+                slice.refused().take(1_000).map(|(k, r, older)| (one_line(k, KEY_SHOWN), r.to_string(), older));
             let refused = refused.collect();
             let withheld: Vec<String> = slice.withheld().take(1_000).map(|(k, _)| k.to_string()).collect();
             let guard_end = slice.withheld().map(|(_, until)| until).min();

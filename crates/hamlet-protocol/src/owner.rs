@@ -36,6 +36,20 @@ struct InFlight {
     at: Duration,
 }
 
+/// Something refused as UNAVAILABLE, to be offered again.
+#[derive(Debug)]
+struct Retry {
+    due: Duration,
+    wait: Duration,
+    /// The change if it is a deletion: the view may have forgotten it, as it was handed out.
+    deletion: Option<Change>,
+}
+
+/// The number of the next round; 0 is none, and the last one is the peer's to choose.
+pub(crate) fn round_after(round: u32) -> u32 {
+    round.checked_add(1).unwrap_or(1)
+}
+
 /// A refusal as the consumer sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -87,7 +101,7 @@ pub struct OwnerSession {
     window: usize,
     next_nonce: u64,
     in_flight: VecDeque<InFlight>,
-    retry: BTreeMap<Arc<str>, (Duration, Duration)>,
+    retry: BTreeMap<Arc<str>, Retry>,
     begin: Option<ext::Begin>,
     round: u32,
     round_open: bool,
@@ -193,7 +207,7 @@ impl OwnerSession {
             Next::AtHead => Ok(self.bookmark(now)),
             Next::Resync if self.hello => {
                 self.sub.restart();
-                self.round += 1;
+                self.round = round_after(self.round);
                 self.begin_round(ext::begin::Mode::All);
                 self.next(now)
             }
@@ -205,12 +219,11 @@ impl OwnerSession {
     }
 
     fn due_retry(&mut self, now: Duration) -> Option<Change> {
-        while let Some(key) = self.retry.iter().find(|(_, (due, _))| *due <= now).map(|(k, _)| k.clone()) {
+        while let Some((key, retry)) = self.retry.iter_mut().find(|(_, r)| r.due <= now) {
             // Due again only if it is refused once more.
-            if let Some(entry) = self.retry.get_mut(&key) {
-                entry.0 = Duration::MAX;
-            }
-            match self.sub.view().latest(&key) {
+            retry.due = Duration::MAX;
+            let (key, deletion) = (key.clone(), retry.deletion.clone());
+            match self.sub.view().latest(&key).or(deletion) {
                 Some(change) => return Some(change),
                 None => self.retry.remove(&key),
             };
@@ -258,7 +271,7 @@ impl OwnerSession {
         if !self.wanted {
             return None;
         }
-        let retry = self.retry.values().map(|(due, _)| *due).min();
+        let retry = self.retry.values().map(|r| r.due).min();
         let view = self.sub.view();
         let may_bookmark = self.hello && self.in_flight.is_empty() && view.is_ready();
         let bookmark = may_bookmark.then(|| self.bookmark_due(view.head()));
@@ -273,7 +286,7 @@ impl OwnerSession {
         now: Duration,
     ) -> Result<(), Violation> {
         // A peer that sends no nonce means the only message in flight.
-        let by_nonce = |f: &InFlight| nonce.parse::<u64>().is_ok_and(|n| n == f.nonce);
+        let by_nonce = |f: &InFlight| f.nonce.to_string() == nonce;
         let at = match self.in_flight.iter().position(by_nonce) {
             Some(at) => at,
             None if nonce.is_empty() && !self.hello && self.in_flight.len() == 1 => 0,
@@ -312,15 +325,19 @@ impl OwnerSession {
             self.retry.remove(&key);
             return;
         }
-        let waited = self.retry.get(&key).map(|(_, wait)| *wait);
+        let waited = self.retry.get(&key).map(|r| r.wait);
         let wait = waited.map_or(RETRY_FIRST, |w| (w * 2).min(RETRY_CAP));
-        if self.retry.len() < REFUSALS_MAX || waited.is_some() {
-            self.retry.insert(key, (now + wait, wait));
-        } else {
-            // Too many to remember singly: everything is offered once more.
-            self.sub.restart();
-            self.retry.clear();
+        let deletion = change.deleted.then_some(change);
+        if self.retry.len() >= REFUSALS_MAX && waited.is_none() {
+            // Too many to remember singly: what lives is offered once more, and only deletions
+            // are remembered, as many as there is room for.
+            self.sub.repeat();
+            self.retry.retain(|_, r| r.deletion.is_some());
+            if deletion.is_none() || self.retry.len() >= REFUSALS_MAX {
+                return;
+            }
         }
+        self.retry.insert(key, Retry { due: now + wait, wait, deletion });
     }
 
     /// The consumer asks for a round on the live stream. Everything is repeated at its latest;

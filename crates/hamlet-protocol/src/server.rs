@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
@@ -14,23 +15,28 @@ use hamlet_identity::{LocalIdentity, ProvenPeer, Role, TrustTable};
 use hamlet_runtime::{Clock, Shutdown, Spawner};
 use hyper::body::Incoming as Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::dialect::service::TYPE_URL;
-use crate::dialect::v1alpha2::{PATH, V2Codec};
+use crate::dialect::v1alpha2::PATH;
 use crate::dialect::{Incoming, Outgoing};
-use crate::link::{Link, LinkConfig};
+use crate::link::Link;
 use crate::stream::Outbound;
 use crate::transport::{self, SpawnExecutor};
 
 /// Most handshakes in progress at once; further sockets wait to be accepted.
 const HANDSHAKES_MAX: usize = 256;
+
+/// Most streams that one connection may open in a minute (threat T14); the protocol needs one.
+/// Beyond it the connection is closed.
+pub const STREAMS_A_MINUTE: u32 = 16;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The links by peer, shared by listener and diallers; swapped when peers come and go.
 pub type Links = Arc<ArcSwap<BTreeMap<PeerName, Arc<Link>>>>;
@@ -191,9 +197,12 @@ async fn serve(
         tracing::warn!(%remote, peer = %proven.peer, "too many connections of one peer; closed the newest");
         return;
     };
+    let certified = proven.peer.clone();
     let certificates: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let mut trust_changed = context.trust.changed();
-    let rpc = Rpc { link, proven: Arc::new(proven), spawner: context.spawner.clone() };
+    let budget = Arc::new(StreamBudget::default());
+    let rpc =
+        Rpc { link, proven: Arc::new(proven), spawner: context.spawner.clone(), budget: budget.clone() };
     let service = hyper::service::service_fn(move |request| rpc.clone().call(request));
     let mut builder = hyper::server::conn::http2::Builder::new(SpawnExecutor(context.spawner.clone()));
     builder
@@ -225,6 +234,10 @@ async fn serve(
                     break 'serving;
                 }
             }
+            () = budget.overdrawn.notified() => {
+                tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
+                break 'serving;
+            }
             () = shutdown.begun(), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
@@ -238,6 +251,47 @@ struct Rpc {
     link: Arc<Link>,
     proven: Arc<ProvenPeer>,
     spawner: Spawner,
+    budget: Arc<StreamBudget>,
+}
+
+/// Counts the streams of one connection, whatever they ask for.
+#[derive(Debug, Default)]
+struct StreamBudget {
+    /// Begin of the minute that is counted, and how many were opened in it.
+    minute: Mutex<(Duration, u32)>,
+    overdrawn: Notify,
+}
+
+impl StreamBudget {
+    /// Whether one more may be opened; if not, the connection is told to end.
+    fn take(&self, now: Duration) -> bool {
+        let mut minute = self.minute.lock();
+        if now.saturating_sub(minute.0) >= MINUTE {
+            *minute = (now, 0);
+        }
+        minute.1 = minute.1.saturating_add(1);
+        let within = minute.1 <= STREAMS_A_MINUTE;
+        drop(minute);
+        if !within {
+            self.overdrawn.notify_one();
+        }
+        within
+    }
+}
+
+/// What HTTP says to a request that isn't a gRPC call; `None` if it is one.
+fn not_grpc(request: &http::Request<Body>) -> Option<http::Response<tonic::body::Body>> {
+    let content_type = request.headers().get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    let status = if request.method() != http::Method::POST {
+        http::StatusCode::METHOD_NOT_ALLOWED
+    } else if !content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
+        http::StatusCode::UNSUPPORTED_MEDIA_TYPE
+    } else {
+        return None;
+    };
+    let mut response = http::Response::new(tonic::body::Body::empty());
+    *response.status_mut() = status;
+    Some(response)
 }
 
 impl Rpc {
@@ -245,14 +299,19 @@ impl Rpc {
         self,
         request: http::Request<Body>,
     ) -> Result<http::Response<tonic::body::Body>, std::convert::Infallible> {
+        if !self.budget.take(self.link.context().clock.now()) {
+            let text = "more streams in a minute than one connection may open; connect again later";
+            return Ok(Status::resource_exhausted(text).into_http());
+        }
         if request.uri().path() != PATH {
             let text = "this agent serves federation.resourcediscovery.v1alpha2 only";
             return Ok(Status::unimplemented(text).into_http());
         }
-        let config: Arc<LinkConfig> = self.link.config();
-        let codec = V2Codec { resource_url: TYPE_URL, context: config.context.clone() };
-        let mut grpc =
-            tonic::server::Grpc::new(codec).max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
+        if let Some(refused) = not_grpc(&request) {
+            return Ok(refused);
+        }
+        let mut grpc = tonic::server::Grpc::new(self.link.config().codec())
+            .max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
         Ok(grpc.streaming(self, request).await)
     }
 
@@ -262,7 +321,8 @@ impl Rpc {
         let (link, running) = (self.link, cell.clone());
         tracing::info!(peer = %link.peer(), stream = cell.id, "stream accepted");
         self.spawner.spawn(format!("stream/{}", link.peer()), async move {
-            let end = running.run(inbound, views, link.shutdown().clone()).await;
+            let opening = std::future::ready(Ok(inbound));
+            let end = running.run(opening, views, link.shutdown().clone()).await;
             link.close(&running, &end);
         });
         Ok(Response::new(Outbound::new(cell)))

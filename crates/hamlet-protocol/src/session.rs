@@ -176,6 +176,9 @@ impl StreamSession {
                 self.classify(None, now)?;
                 self.violation(Violation::OfferFirst)?;
             }
+            if !self.subscribed {
+                self.check_context(&offer.context)?;
+            }
             self.consumer.receive(offer, incoming.bytes, now)?;
         }
         match incoming.request {
@@ -184,8 +187,19 @@ impl StreamSession {
         }
     }
 
-    fn receive_request(&mut self, request: IncomingRequest, now: Duration) -> Result<(), StreamEnd> {
-        let kind = request.control.clone().and_then(|c| c.kind);
+    /// Whoever opens a stream to us shows the context value before anything of it counts.
+    fn check_context(&self, context: &str) -> Result<(), StreamEnd> {
+        if self.config.dialled || self.config.context.matches(context) {
+            return Ok(());
+        }
+        let text = "the context value differs; set the same value on both sides";
+        Err(StreamEnd::new(Code::Unauthenticated, text))
+    }
+
+    fn receive_request(&mut self, mut request: IncomingRequest, now: Duration) -> Result<(), StreamEnd> {
+        let control = request.control.take();
+        let unknown_member = control.as_ref().is_some_and(|c| c.kind.is_none());
+        let kind = control.and_then(|c| c.kind);
         if !request.nonce.is_empty() || request.status.is_some() {
             let Some(owner) = &mut self.owner else { return self.violation(Violation::UnknownNonce) };
             let answered = owner.answer(&request.nonce, request.status, now);
@@ -196,6 +210,8 @@ impl StreamSession {
         }
         match kind {
             Some(kind) if self.is_hello() => self.receive_control(kind, now),
+            // A member that a later version of the extensions has.
+            None if self.is_hello() && unknown_member => Ok(()),
             // Foreign peers that send controls anyway, and anything else without a nonce.
             _ => self.violation(Violation::SecondSubscription),
         }
@@ -207,10 +223,7 @@ impl StreamSession {
         kind: Option<ext::control::Kind>,
         now: Duration,
     ) -> Result<(), StreamEnd> {
-        if !self.config.dialled && !self.config.context.matches(&request.context) {
-            let text = "the context value differs; set the same value on both sides";
-            return Err(StreamEnd::new(Code::Unauthenticated, text));
-        }
+        self.check_context(&request.context)?;
         if request.resource_url != TYPE_URL {
             let text = format!("unknown resource_url; this agent serves {TYPE_URL}");
             return Err(StreamEnd::new(Code::InvalidArgument, text));

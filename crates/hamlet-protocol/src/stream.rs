@@ -165,16 +165,26 @@ impl StreamCell {
         }
     }
 
-    /// Runs the stream to its end. `views` follows the peer's view through policy changes.
+    /// Runs the stream to its end. `opening` gives what to read: at once, or when the peer's
+    /// headers come, which may be with its first message. `views` follows the peer's view through
+    /// policy changes.
     pub async fn run(
         self: &Arc<StreamCell>,
-        mut inbound: Streaming<Incoming>,
+        opening: impl Future<Output = Result<Streaming<Incoming>, StreamEnd>>,
         mut views: watch::Receiver<Arc<View>>,
         shutdown: Shutdown,
     ) -> StreamEnd {
-        let mut changed = views.borrow_and_update().changed();
+        // The view may have been replaced since the session was made.
+        let view = views.borrow_and_update().clone();
+        let mut changed = view.changed();
+        self.change(|s| s.move_to(&view));
         let end = {
-            let reading = self.read(&mut inbound);
+            let reading = async {
+                match opening.await {
+                    Ok(mut inbound) => self.read(&mut inbound).await,
+                    Err(end) => end,
+                }
+            };
             tokio::pin!(reading);
             'watching: loop {
                 let wait = self.time_to_tick();

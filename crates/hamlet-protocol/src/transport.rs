@@ -8,8 +8,10 @@ use hyper::rt::Executor;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// A half-open peer is found within this (protocol text, section 7).
-pub const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Data that is not acknowledged, or keepalive probes without an answer, for this long mean a
+/// half-open peer. Shorter than the 15 s within which one must be found (protocol text, section
+/// 7), because the clock starts with the first byte or probe after the break.
+pub const USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// TCP connect and TLS handshake each must be done within this.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Most streams of one connection; the protocol needs one.
@@ -26,11 +28,11 @@ pub const MESSAGE_HARD_BYTES: usize = 4 << 20;
 pub const SERVER_PING: Duration = Duration::from_secs(10);
 /// As a client no more often than this: the Go server ends connections that ping more than every 40 s.
 pub const CLIENT_PING: Duration = Duration::from_secs(45);
-/// A ping must be answered within this.
-pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A ping must be answered within this: with [`SERVER_PING`] that makes 15 s.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sets the options that find a dead peer: keepalive after 5 s, every 5 s, twice; and a user
-/// timeout of 15 s for unacknowledged data. Invisible to the other side.
+/// timeout of [`USER_TIMEOUT`] for unacknowledged data. Invisible to the other side.
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -79,12 +81,13 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         tune(&stream).unwrap();
         let socket = SockRef::from(&stream);
-        // Idle: the first probe, and two more without an answer.
+        // Idle: the first probe, and those that follow without an answer.
         let idle = socket.tcp_keepalive_time().unwrap()
             + socket.tcp_keepalive_interval().unwrap() * socket.tcp_keepalive_retries().unwrap();
         assert_eq!(idle, Duration::from_secs(15));
-        // With data under way.
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(15)));
+        // With data or probes under way.
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(10)));
+        assert!(SERVER_PING + PING_TIMEOUT <= Duration::from_secs(15));
         assert!(socket.tcp_nodelay().unwrap());
     }
 }

@@ -98,8 +98,11 @@ impl End {
 /// What a message looks like at the other end, through the real encoding.
 fn heard(message: &Outgoing) -> Incoming {
     use prost::Message;
-    let codec =
-        hamlet_protocol::dialect::v1alpha2::V2Codec { resource_url: TYPE_URL, context: Secret::default() };
+    let codec = hamlet_protocol::dialect::v1alpha2::V2Codec {
+        resource_url: TYPE_URL,
+        context: Secret::default(),
+        message_bytes: hamlet_core::service::limits::MESSAGE_BYTES,
+    };
     let mut bytes = vec![];
     codec.write(message, &mut bytes);
     let decoded =

@@ -19,8 +19,8 @@ use hamlet_core::offers::{IngressOffer, PublicationInputs, Publications, offer_o
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::view::VersionCounter;
 use hamlet_core::{
-    AddressRange, CallerForm, DnsLabel, Endpoint, EndpointAddress, Fqdn, LocalInstance, LocalService, NameSuffix,
-    PeerName, PortRange, Protocol, ServiceName, TrustDomain,
+    AddressRange, CallerForm, DnsLabel, Endpoint, EndpointAddress, Fqdn, LocalInstance, LocalService,
+    NameSuffix, PeerName, PortRange, Protocol, ServiceName, TrustDomain,
 };
 use hamlet_identity::{LocalIdentity, PeerTrust, TrustBundle, TrustTable};
 use hamlet_protocol::dial::Dialler;
@@ -133,7 +133,8 @@ impl Agent {
             import,
         };
         let peer = PeerName::parse(peer)?;
-        let link = Link::start(peer.clone(), config, context, LoadedPeer::default(), shutdown.child()).await?;
+        let link =
+            Link::start(peer.clone(), config, context, LoadedPeer::default(), shutdown.child()).await?;
         Ok(Agent { link, catalogue, peer, clock, publications, identities, spawner, shutdown, supervisor })
     }
 
@@ -228,7 +229,8 @@ fn service(i: usize, ingress: &IngressOffer) -> anyhow::Result<Arc<LocalService>
         name: ServiceName::parse(&name)?,
         description: String::new(),
         tags: vec!["bench".to_owned(), "payments".to_owned()],
-        labels: [("team".to_owned(), "payments".to_owned()), ("tier".to_owned(), "backend".to_owned())].into(),
+        labels: [("team".to_owned(), "payments".to_owned()), ("tier".to_owned(), "backend".to_owned())]
+            .into(),
         instances: vec![LocalInstance {
             protocol: Protocol::Http,
             port: NonZeroU16::new(80).context("a port")?,

@@ -1,7 +1,7 @@
 //! What the processes of a bench do: the owner, the consumer, and the limits they are compared
 //! with (a bare ping-pong over the same TLS, and the disk).
 //!
-//! An end gives up by itself after [`DEADLINE`], so that a bench ends even when one hangs.
+//! An end gives up by itself after a deadline, so that a bench ends even when one hangs.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -30,8 +30,6 @@ use super::agent::{Agent, CONSUMER, Identities, OWNER};
 use super::machine::{Cost, pin_to};
 use crate::report::say;
 
-/// Longest life of an end.
-const DEADLINE: Duration = Duration::from_secs(150);
 /// Bytes of a ping, and of a pong.
 pub(super) const PING_BYTES: usize = 500;
 /// Bytes of an append.
@@ -81,6 +79,8 @@ pub(crate) struct EndOptions {
     keep: Keeping,
     #[arg(long, default_value_t = 1000)]
     millis: u64,
+    #[arg(long, default_value_t = 60)]
+    deadline: u64,
 }
 
 /// An end can be used.
@@ -148,7 +148,9 @@ pub(super) fn run(options: &EndOptions) -> anyhow::Result<()> {
                 Role::Disk => Ok(()),
             }
         };
-        tokio::time::timeout(DEADLINE, role).await.context("an end of the bench took too long")?
+        let deadline = Duration::from_secs(options.deadline);
+        let late = "an end of the bench took too long; fewer --services, or no --quick, leave it more time";
+        tokio::time::timeout(deadline, role).await.context(late)?
     })
 }
 

@@ -98,7 +98,8 @@ impl Figure {
 }
 
 /// Headings of the table of figures.
-pub(super) const HEADINGS: [&str; 9] = ["figure", "ours", "unit", "next to", "its", "ratio", "low", "goal", ""];
+pub(super) const HEADINGS: [&str; 9] =
+    ["figure", "ours", "unit", "next to", "its", "ratio", "low", "goal", ""];
 
 fn human(value: f64) -> String {
     match value.abs() {
@@ -141,7 +142,9 @@ mod tests {
     fn a_figure_is_met_by_the_lower_bound_of_its_ratio_and_never_by_a_quick_run() {
         let ours = vec![90.0, 100.0, 110.0, 100.0];
         let figure = |goal, quick| {
-            Figure::alone("rate", "a second", ours.clone()).beside("limit", vec![200.0; 4], false).with_goal(goal, quick)
+            Figure::alone("rate", "a second", ours.clone())
+                .beside("limit", vec![200.0; 4], false)
+                .with_goal(goal, quick)
         };
         let good = figure(0.4, false);
         assert_eq!((good.ratio, good.met), (Some(0.5), Some(true)));

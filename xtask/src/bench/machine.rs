@@ -118,7 +118,9 @@ impl Cost {
         let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
         let cpu_us = usage.map_or(0, |u| micros(u.user_time()) + micros(u.system_time()));
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+        let kib = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
         Cost { cpu_us, rss: kib.unwrap_or(0) * 1024 }
     }
 }

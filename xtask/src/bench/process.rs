@@ -20,7 +20,12 @@ pub(super) struct End {
 
 impl End {
     /// Starts this program as an end with `arguments`, on one processor if `cpu` says so.
-    pub(super) fn start(role: &str, folder: &Path, cpu: Option<usize>, arguments: &[String]) -> anyhow::Result<End> {
+    pub(super) fn start(
+        role: &str,
+        folder: &Path,
+        cpu: Option<usize>,
+        arguments: &[String],
+    ) -> anyhow::Result<End> {
         let mut command = Command::new(std::env::current_exe().context("who am I?")?);
         command.args(["bench-end", role, "--folder"]).arg(folder).args(arguments);
         if let Some(cpu) = cpu {

@@ -15,12 +15,17 @@ use super::figure::{Figure, HEADINGS};
 use super::machine::{Machine, Ticks, last_cpu, quiet};
 use super::process::End;
 use crate::report::{Table, Tally, say};
+use crate::scratch::Scratch;
 use crate::tree;
 
 /// Rounds of a full run; each measures everything twice, there and back again (ABBA).
 const ROUNDS: usize = 5;
-/// A quick run begins no further round after this, so that it ends within a minute.
+/// A quick run doesn't measure the way back after this, so that it ends within a minute.
 const QUICK_BUDGET: Duration = Duration::from_secs(15);
+/// Longest sync of a quick run, in seconds: the slower one with a disk comes first.
+const QUICK_DEADLINE: u64 = 40;
+/// Longest sync of a full run, in seconds.
+const DEADLINE: u64 = 200;
 /// What the lower bound of a share has to reach: half of what the machine can do at best.
 const GOAL: f64 = 0.5;
 /// The two limits.
@@ -121,10 +126,10 @@ struct Report<'a> {
 pub(crate) fn run(options: &SyncOptions) -> anyhow::Result<bool> {
     let above = match &options.folder {
         Some(folder) => folder.clone(),
-        None => tree::metadata()?.target_directory,
+        None => tree::workspace()?.target_directory,
     };
     std::fs::create_dir_all(&above)?;
-    let folder = tempfile::Builder::new().prefix("bench-sync-").tempdir_in(&above)?;
+    let folder = Scratch::new(&above, "bench-sync-")?;
     write_identities(folder.path())?;
     let cpu = match options.cores {
         Cores::One => last_cpu(),
@@ -174,18 +179,26 @@ impl Taken {
                 let each = |c: &Counted| c.cpu_us as f64 / c.count.max(1) as f64;
                 self.ping_cpu.push(each(&ping) + each(&pong));
             }
-            Part::Durable => self.sync(true, folder, cpu, options.services)?,
-            Part::Memory => self.sync(false, folder, cpu, options.services)?,
+            Part::Durable => self.sync(true, folder, cpu, options)?,
+            Part::Memory => self.sync(false, folder, cpu, options)?,
         }
         Ok(())
     }
 
-    fn sync(&mut self, durable: bool, folder: &Path, cpu: Option<usize>, services: u32) -> anyhow::Result<()> {
+    fn sync(
+        &mut self,
+        durable: bool,
+        folder: &Path,
+        cpu: Option<usize>,
+        options: &SyncOptions,
+    ) -> anyhow::Result<()> {
+        let services = options.services;
         let count = format!("--services={services}");
-        let mut owner = End::start("owner", folder, cpu, std::slice::from_ref(&count))?;
+        let deadline = format!("--deadline={}", if options.quick { QUICK_DEADLINE } else { DEADLINE });
+        let mut owner = End::start("owner", folder, cpu, &[count.clone(), deadline.clone()])?;
         let Ready { address, service_bytes } = owner.line()?;
         let keep = if durable { "--keep=durable" } else { "--keep=memory" };
-        let arguments = [format!("--address={address}"), count, keep.to_owned()];
+        let arguments = [format!("--address={address}"), count, deadline, keep.to_owned()];
         let synced: Synced = End::start("consumer", folder, cpu, &arguments)?.line()?;
         let owner: Counted = owner.finish()?;
         let data = folder.join("data");
@@ -221,12 +234,19 @@ impl Taken {
             Figure::alone("sync, durable, one in flight", rate, self.durable.clone())
                 .beside(DISK, self.disk, false)
                 .with_goal(GOAL, quick),
-            Figure::alone("sync, durable, one in flight", rate, self.durable).beside(PING, self.ping.clone(), false),
+            Figure::alone("sync, durable, one in flight", rate, self.durable).beside(
+                PING,
+                self.ping.clone(),
+                false,
+            ),
             Figure::alone("sync, memory, one in flight", rate, self.memory)
                 .beside(PING, self.ping, false)
                 .with_goal(GOAL, quick),
-            Figure::alone("CPU of both ends a message, memory", "us", self.memory_cpu)
-                .beside(PING, self.ping_cpu, true),
+            Figure::alone("CPU of both ends a message, memory", "us", self.memory_cpu).beside(
+                PING,
+                self.ping_cpu,
+                true,
+            ),
             Figure::alone("last service to proof", "ms", self.proof_ms),
             Figure::alone("consumer's memory after it", "MiB", self.rss_mib),
             Figure::alone("consumer's memory a service", "B", self.rss_each),
@@ -265,7 +285,8 @@ fn finish(options: &SyncOptions, taken: Taken, machine: &Machine) -> anyhow::Res
     tally.check(complete && syncs > 0, &format!("every sync is complete: {incomplete}"));
     for figure in figures.iter().filter(|f| f.met.is_some()) {
         let peer = figure.peer.unwrap_or_default();
-        tally.check(figure.met == Some(true), &format!("{}: its share of {peer} meets the goal", figure.name));
+        tally
+            .check(figure.met == Some(true), &format!("{}: its share of {peer} meets the goal", figure.name));
     }
     Ok(tally.finish())
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Findings;
-use crate::tree::{Metadata, Package};
+use crate::tree::{Package, Workspace};
 
 /// Each of our crates and those of ours that it may use.
 const BELOW: &[(&str, &[&str])] = &[
@@ -61,7 +61,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["hamlet", XTASK]),
     ("anyhow", &["hamlet", XTASK]),
     ("miette", &["hamlet", XTASK]),
-    ("tempfile", &[XTASK]),
+    // For tests only.
+    ("tempfile", &[]),
 ];
 
 fn is_ours(name: &str) -> bool {
@@ -74,9 +75,9 @@ fn manifest(package: &Package) -> String {
 }
 
 /// Ours on ours.
-pub(super) fn own(metadata: &Metadata) -> Findings {
+pub(super) fn own(workspace: &Workspace) -> Findings {
     let mut findings = Findings::default();
-    for package in &metadata.packages {
+    for package in &workspace.packages {
         let Some((_, allowed)) = BELOW.iter().find(|(name, _)| *name == package.name) else {
             if package.name != XTASK {
                 findings.complaints.push(format!(
@@ -102,18 +103,18 @@ pub(super) fn own(metadata: &Metadata) -> Findings {
 }
 
 /// Ours on third parties.
-pub(super) fn homes(metadata: &Metadata) -> Findings {
+pub(super) fn homes(workspace: &Workspace) -> Findings {
     let mut findings = Findings::default();
-    for package in &metadata.packages {
+    for package in &workspace.packages {
         for dependency in package.dependencies.iter().filter(|d| d.kind.as_deref() != Some("dev")) {
-            let home = HOMES.iter().find(|(name, _)| *name == dependency.name);
-            if home.is_some_and(|(_, homes)| !homes.contains(&package.name.as_str())) {
+            let Some((_, homes)) = HOMES.iter().find(|(name, _)| *name == dependency.name) else { continue };
+            if !homes.contains(&package.name.as_str()) {
+                let homes = if homes.is_empty() { "tests only".to_owned() } else { homes.join(", ") };
                 findings.complaints.push(format!(
-                    "{}: {} may not depend on {}; its home is {}",
+                    "{}: {} may not depend on {}; its home: {homes}",
                     manifest(package),
                     package.name,
-                    dependency.name,
-                    home.map_or(String::new(), |(_, homes)| homes.join(", "))
+                    dependency.name
                 ));
             }
         }
@@ -122,16 +123,16 @@ pub(super) fn homes(metadata: &Metadata) -> Findings {
 }
 
 /// Folders on disk, members of the workspace, names and lints.
-pub(super) fn members(root: &Path, metadata: &Metadata) -> anyhow::Result<Findings> {
+pub(super) fn members(root: &Path, workspace: &Workspace) -> anyhow::Result<Findings> {
     let mut findings = Findings::default();
-    let known: BTreeSet<&str> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
+    let known: BTreeSet<&str> = workspace.packages.iter().map(|p| p.name.as_str()).collect();
     for entry in std::fs::read_dir(root.join("crates"))? {
         let folder = entry?.file_name().to_string_lossy().into_owned();
         if !known.contains(folder.as_str()) {
             findings.complaints.push(format!("crates/{folder}: no crate of that name is in the workspace"));
         }
     }
-    for package in &metadata.packages {
+    for package in &workspace.packages {
         let expected = root.join(manifest(package));
         if package.manifest_path != expected {
             findings.complaints.push(format!(
@@ -156,14 +157,14 @@ mod tests {
     use super::*;
     use crate::tree::Dependency;
 
-    fn with(package: &str, dependency: &str, kind: Option<&str>) -> Metadata {
+    fn with(package: &str, dependency: &str, kind: Option<&str>) -> Workspace {
         let dependency = Dependency { name: dependency.to_owned(), kind: kind.map(str::to_owned) };
         let package = Package {
             name: package.to_owned(),
             manifest_path: PathBuf::new(),
             dependencies: vec![dependency],
         };
-        Metadata { packages: vec![package], target_directory: PathBuf::new() }
+        Workspace { packages: vec![package], target_directory: PathBuf::new() }
     }
 
     #[test]

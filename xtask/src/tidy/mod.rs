@@ -60,17 +60,18 @@ pub(crate) fn run(options: &TidyOptions) -> anyhow::Result<bool> {
 /// All rules, each with its findings.
 fn check() -> anyhow::Result<Vec<(&'static str, Findings)>> {
     let root = tree::root();
-    let metadata = tree::metadata()?;
+    let workspace = tree::workspace()?;
     let mut files = Vec::new();
     collect(&root, &root, &mut files)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(vec![
-        ("crates depend only on those below them", manifests::own(&metadata)),
-        ("third-party crates stay in their homes", manifests::homes(&metadata)),
-        ("crates and folders match, and take the workspace's lints", manifests::members(&root, &metadata)?),
+        ("crates depend only on those below them", manifests::own(&workspace)),
+        ("third-party crates stay in their homes", manifests::homes(&workspace)),
+        ("crates and folders match, and take the workspace's lints", manifests::members(&root, &workspace)?),
         ("every Rust file opens with //!", texts::openings(&files)),
         ("no file has more than 800 lines", texts::lengths(&files)),
         ("no function has more than 150 lines", functions::lengths(&files)),
+        ("names come from the glossary", texts::names(&files)),
         ("no path of one machine, no registry host", texts::places(&files)),
         ("nothing unfinished", texts::unfinished(&files)),
         ("the changelog has an open or a released section", texts::changelog(&files)),

@@ -23,6 +23,8 @@ const HOSTS: &[&str] = &[
     "registry-1.docker.io",
     "artifactory",
 ];
+/// Ends of names that say nothing.
+const EMPTY_WORDS: &[&str] = &["manager", "helper", "helpers", "util", "utils", "info", "data"];
 /// What only ever stands in unfinished work, as whole words.
 const WORDS: &[&str] = &["TODO", "FIXME", "XXX"];
 /// And as parts of lines.
@@ -52,8 +54,33 @@ pub(super) fn lengths(files: &[SourceFile]) -> Findings {
     findings
 }
 
+/// No type or module is named by a word that says nothing.
+pub(super) fn names(files: &[SourceFile]) -> Findings {
+    let mut findings = Findings::default();
+    for file in rust(files) {
+        for (number, line) in file.text.lines().enumerate() {
+            let mut words = line.split_whitespace().skip_while(|w| w.starts_with("pub"));
+            let defines =
+                words.next().is_some_and(|w| matches!(w, "struct" | "enum" | "trait" | "type" | "mod"));
+            let name = words.next().filter(|_| defines).unwrap_or_default();
+            let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let lower = name.to_lowercase();
+            if let Some(word) = EMPTY_WORDS.iter().find(|w| lower.ends_with(**w)) {
+                let hint = "say what it is, in a word of the glossary";
+                findings.complaints.push(format!("{}:{}: {name}: `{word}`: {hint}", file.path, number + 1));
+            }
+        }
+    }
+    findings
+}
+
 /// Finds `needles` in all files but this and the lock file.
-fn search(files: &[SourceFile], needles: &[&str], hint: &str, fits: fn(&str, usize, &str) -> bool) -> Findings {
+fn search(
+    files: &[SourceFile],
+    needles: &[&str],
+    hint: &str,
+    fits: fn(&str, usize, &str) -> bool,
+) -> Findings {
     let mut findings = Findings::default();
     for file in files.iter().filter(|f| f.path != OWN && f.path != LOCK) {
         for (number, line) in file.text.lines().enumerate() {
@@ -78,7 +105,10 @@ fn whole_word(line: &str, at: usize, needle: &str) -> bool {
 
 /// A path begins there, rather than being the tail of a longer one or of a URL.
 fn path_start(line: &str, at: usize, _: &str) -> bool {
-    line[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '.' | '_' | '-' | '}' | '$'))
+    line[..at]
+        .chars()
+        .next_back()
+        .is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '.' | '_' | '-' | '}' | '$'))
 }
 
 /// No path of one machine, no registry host, and only one source of crates in the lock file.
@@ -89,14 +119,17 @@ pub(super) fn places(files: &[SourceFile]) -> Findings {
     findings.complaints.extend(search(files, HOSTS, hint, anywhere).complaints);
     for file in files.iter().filter(|f| f.path == LOCK) {
         let strange = |l: &&str| {
-            l.starts_with("source = ") && !l.contains("\"registry+https://github.com/rust-lang/crates.io-index\"")
+            l.starts_with("source = ")
+                && !l.contains("\"registry+https://github.com/rust-lang/crates.io-index\"")
         };
         let complain = |l: &str| format!("{LOCK}: {l}: only crates.io is a source");
         findings.complaints.extend(file.text.lines().filter(strange).map(complain));
     }
     for file in files.iter().filter(|f| f.path == ".cargo/config.toml") {
         if file.text.contains("[source") || file.text.contains("[registries") {
-            findings.complaints.push(format!("{}: sources and registries are the machine's business", file.path));
+            findings
+                .complaints
+                .push(format!("{}: sources and registries are the machine's business", file.path));
         }
     }
     findings
@@ -132,7 +165,9 @@ pub(super) fn decisions(files: &[SourceFile]) -> Findings {
     let mut findings = Findings::default();
     let mut numbers: BTreeMap<&str, &str> = BTreeMap::new();
     for file in files {
-        let Some(name) = file.path.strip_prefix("docs/decisions/").filter(|n| n.ends_with(".md")) else { continue };
+        let Some(name) = file.path.strip_prefix("docs/decisions/").filter(|n| n.ends_with(".md")) else {
+            continue;
+        };
         match name.split_once('-') {
             Some((number, _)) if number.len() == 4 && number.bytes().all(|b| b.is_ascii_digit()) => {
                 if let Some(other) = numbers.insert(number, name) {
@@ -187,6 +222,14 @@ mod tests {
         assert!(openings(&file("a.rs", "//! A.\n")).complaints.is_empty());
         assert_eq!(openings(&file("a.rs", "// A.\n")).complaints.len(), 1);
         assert!(openings(&file("a.md", "A.\n")).complaints.is_empty());
+        for (line, complaints) in [
+            ("pub(crate) struct RouteManager {", 1),
+            ("    mod utils;", 1),
+            ("pub struct Route<Data> {", 0),
+            ("let data = 1;", 0),
+        ] {
+            assert_eq!(names(&file("a.rs", line)).complaints.len(), complaints, "{line}");
+        }
         assert!(lengths(&file("a.rs", &"x\n".repeat(800))).complaints.is_empty());
         assert_eq!(lengths(&file("a.rs", &"x\n".repeat(801))).complaints.len(), 1);
         assert_eq!(changelog(&[]).complaints.len(), 1);

@@ -30,6 +30,8 @@ pub struct V2Codec {
     pub resource_url: &'static str,
     /// The context value, if one is configured.
     pub context: Secret,
+    /// Largest message that is decoded whole, in bytes.
+    pub message_bytes: usize,
 }
 
 impl Codec for V2Codec {
@@ -61,21 +63,98 @@ impl Decoder for V2Codec {
     type Error = Status;
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
-        let bytes = src.remaining();
-        let message = pb::BidirectionalStream::decode(src).map_err(|_| {
-            Status::invalid_argument("the message is not a v1alpha2 BidirectionalStream; check the encoder")
-        })?;
-        Ok(Some(incoming(message, bytes)))
+        read(src, self.message_bytes).map(Some)
+    }
+}
+
+/// Decodes one message. Of one larger than `message_bytes`, which is refused, only what the
+/// refusal needs is built: many small members cost many times their size in memory.
+pub fn read(src: impl Buf, message_bytes: usize) -> Result<Incoming, Status> {
+    let bytes = src.remaining();
+    let decoded = if bytes > message_bytes {
+        OversizedStream::decode(src).map(|message| message.into_incoming(bytes))
+    } else {
+        pb::BidirectionalStream::decode(src).map(|message| incoming(message, bytes))
+    };
+    decoded.map_err(|_| {
+        Status::invalid_argument("the message is not a v1alpha2 BidirectionalStream; check the encoder")
+    })
+}
+
+/// `BidirectionalStream` without its repeated members, resource and extensions.
+#[derive(Clone, PartialEq, Message)]
+struct OversizedStream {
+    #[prost(message, optional, tag = "1")]
+    request: Option<OversizedRequest>,
+    #[prost(message, optional, tag = "2")]
+    response: Option<OversizedResponse>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OversizedRequest {
+    #[prost(string, tag = "1")]
+    resource_url: String,
+    #[prost(string, tag = "2")]
+    response_nonce: String,
+    #[prost(message, optional, tag = "3")]
+    status: Option<OversizedStatus>,
+    #[prost(string, tag = "4")]
+    context: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OversizedStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OversizedResponse {
+    #[prost(string, tag = "1")]
+    nonce: String,
+    #[prost(string, tag = "2")]
+    resource_url: String,
+    #[prost(string, tag = "3")]
+    resource_id: String,
+    #[prost(int32, tag = "5")]
+    operation: i32,
+    #[prost(string, tag = "6")]
+    context: String,
+}
+
+impl OversizedStream {
+    fn into_incoming(self, bytes: usize) -> Incoming {
+        let offer = self.response.map(|r| IncomingOffer {
+            nonce: r.nonce,
+            resource_url: r.resource_url,
+            key: r.resource_id,
+            resource: None,
+            operation: operation(r.operation),
+            context: r.context,
+        });
+        let request = self.request.map(|r| IncomingRequest {
+            resource_url: r.resource_url,
+            nonce: r.response_nonce,
+            status: r.status.map(|s| (s.code, s.message)),
+            context: r.context,
+            control: None,
+        });
+        Incoming { offer, request, bytes }
+    }
+}
+
+fn operation(number: i32) -> Operation {
+    match pb::stream_response::Operation::try_from(number) {
+        Ok(pb::stream_response::Operation::Upsert) => Operation::Upsert,
+        Ok(pb::stream_response::Operation::Delete) => Operation::Delete,
+        _ => Operation::Unknown(number),
     }
 }
 
 /// Splits a decoded message.
 pub fn incoming(message: pb::BidirectionalStream, bytes: usize) -> Incoming {
-    let operation = |n: i32| match pb::stream_response::Operation::try_from(n) {
-        Ok(pb::stream_response::Operation::Upsert) => Operation::Upsert,
-        Ok(pb::stream_response::Operation::Delete) => Operation::Delete,
-        _ => Operation::Unknown(n),
-    };
     // A control never travels in a response; one that does is ignored with its member.
     let offer = message.response.map(|r| IncomingOffer {
         nonce: r.nonce,
@@ -224,7 +303,8 @@ mod tests {
     use std::sync::Arc;
 
     fn codec(context: &str) -> V2Codec {
-        V2Codec { resource_url: super::super::service::TYPE_URL, context: Secret::new(context) }
+        let resource_url = super::super::service::TYPE_URL;
+        V2Codec { resource_url, context: Secret::new(context), message_bytes: 65_536 }
     }
 
     fn written(codec: &V2Codec, item: &Outgoing) -> Vec<u8> {
@@ -269,6 +349,34 @@ mod tests {
         assert_eq!(status.message, "name-outside-suffixes: fqdn: rename it");
         let info = rpc::ErrorInfo::decode(status.details[0].value.clone()).unwrap();
         assert_eq!((info.reason.as_str(), info.domain.as_str()), ("NAME_OUTSIDE_SUFFIXES", "hamlet.dev"));
+    }
+
+    #[test]
+    fn of_an_oversized_message_only_what_its_refusal_needs_is_built() {
+        let resource = Any { type_url: "t".into(), value: vec![7; 60_000].into() };
+        let response = pb::StreamResponse {
+            nonce: "n".into(),
+            resource_url: "u".into(),
+            resource_id: "k".into(),
+            resource: Some(resource),
+            operation: 1,
+            context: "c".into(),
+            ..pb::StreamResponse::default()
+        };
+        let status = rpc::Status { code: 3, message: "m".into(), details: vec![Any::default(); 10_000] };
+        let request = pb::StreamRequest {
+            response_nonce: "m".into(),
+            status: Some(status),
+            ..pb::StreamRequest::default()
+        };
+        let message = pb::BidirectionalStream { request: Some(request), response: Some(response) };
+        let bytes = message.encode_to_vec();
+        let (fits, over) = (read(&bytes[..], bytes.len()).unwrap(), read(&bytes[..], bytes.len() - 1).unwrap());
+        assert_eq!(fits, incoming(message, bytes.len()));
+        let whole = fits.offer.unwrap();
+        assert_eq!(over.offer.unwrap(), IncomingOffer { resource: None, ..whole });
+        assert_eq!(over.request, fits.request);
+        assert!(read(&bytes[1..], 10).is_err());
     }
 
     #[test]

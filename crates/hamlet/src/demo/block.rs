@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn a_taken_port_is_replaced_by_another() {
         let block = Block::claim().unwrap();
-        let taken = TcpListener::bind((block.home(), 0)).unwrap().local_addr().unwrap();
+        let other = TcpListener::bind((block.home(), 0)).unwrap();
+        let taken = other.local_addr().unwrap();
         let given = block.listener(taken.port()).unwrap();
         assert_ne!(given.port(), taken.port());
         assert_eq!(given.ip(), taken.ip());

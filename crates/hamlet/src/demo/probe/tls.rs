@@ -2,8 +2,9 @@
 //! client learns only after its handshake whether it was let in: the first byte of an answer says
 //! so.
 
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hamlet_core::{PeerName, TrustDomain};
@@ -26,19 +27,27 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\
 
 /// The server's side of trust, as a caller from another mesh has it.
 pub(in crate::demo) struct Knocker {
-    identity_folder: std::path::PathBuf,
+    identity_folder: PathBuf,
     peer: PeerName,
     domain: TrustDomain,
     trust: Arc<TrustTable>,
 }
 
 /// What was heard.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::demo) enum Heard {
     /// The first bytes of an answer.
     Answer(Vec<u8>),
     /// Nothing but the end, and how it came.
     Closed(String),
+}
+
+impl fmt::Debug for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Heard::Answer(bytes) => write!(f, "an answer: {}", bytes.escape_ascii()),
+            Heard::Closed(how) => write!(f, "the end: {how}"),
+        }
+    }
 }
 
 impl Knocker {

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use tokio::sync::oneshot;
 
-use super::{Outcome, World, answered, both_in_sync, expect, failed, gone, or_failed, peer_line, ready, until};
+use super::{
+    Outcome, World, answered, both_in_sync, expect, failed, gone, or_failed, peer_line, ready, until,
+};
 use crate::demo::family::Child;
 use crate::demo::probe::http::{Call, broken_off};
 use crate::demo::site::Site;
@@ -64,7 +66,7 @@ pub(in crate::demo) async fn in_flight(world: &mut World) -> Outcome {
     };
     let (ends, ()) = futures::join!(futures::future::join_all(in_flight), kill);
     for end in ends {
-        end.map_err(|e| failed("the call in flight to break off", e))?;
+        end.map_err(|e| failed("each call to begin, and to break off when the owner is killed", e))?;
     }
     let refused = until("a new call to fail with the gateway's reason", async || {
         let answer = world.call_by_host(&name, "/hello").await?;

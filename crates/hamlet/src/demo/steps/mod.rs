@@ -86,11 +86,9 @@ async fn gone(world: &World, service: &str, address: std::net::Ipv4Addr) -> Resu
     })
     .await?;
     let to = std::net::SocketAddr::from((address, world.service_port));
-    until(&format!("nobody to listen on {to}"), async || {
-        match tokio::net::TcpStream::connect(to).await {
-            Ok(_) => Err("a connection was accepted".to_owned()),
-            Err(_) => Ok(()),
-        }
+    until(&format!("nobody to listen on {to}"), async || match tokio::net::TcpStream::connect(to).await {
+        Ok(_) => Err("a connection was accepted".to_owned()),
+        Err(_) => Ok(()),
     })
     .await?;
     until(&format!("the shared HTTP listener not to know {name}"), async || {

@@ -15,7 +15,8 @@ use crate::demo::world::Failed;
 
 /// globex at acme's doors, with its real identities.
 fn neighbour(world: &World) -> Result<Knocker, Failed> {
-    let (identity, bundle) = (world.globex.folder.join("identity"), world.acme.folder.join("identity/ca.pem"));
+    let (identity, bundle) =
+        (world.globex.folder.join("identity"), world.acme.folder.join("identity/ca.pem"));
     Knocker::new(&identity, world.acme.name, world.acme.domain, &bundle).map_err(or_failed("a client"))
 }
 
@@ -36,20 +37,25 @@ fn stranger(world: &World, domain: &str) -> Result<Knocker, Failed> {
 
 fn answer(heard: Result<Heard, String>, who: &str, begins: &[u8]) -> Result<(), Failed> {
     let good = matches!(&heard, Ok(Heard::Answer(bytes)) if bytes.starts_with(begins));
-    expect(good, format!("{who} to be let in and answered"), format!("{heard:?}"))
+    expect(good, format!("{who} to be let in and answered"), seen(&heard))
 }
 
 fn closed(heard: Result<Heard, String>, who: &str) -> Result<String, Failed> {
     match heard {
         Ok(Heard::Closed(how)) => Ok(how),
-        other => Err(failed(format!("{who} to be closed without a byte of an answer"), format!("{other:?}"))),
+        other => Err(failed(format!("{who} to be closed without a byte of an answer"), seen(&other))),
     }
+}
+
+fn seen(heard: &Result<Heard, String>) -> String {
+    heard.as_ref().map_or_else(Clone::clone, |heard| format!("{heard:?}"))
 }
 
 /// What was not published is nowhere to be seen, and can't be called although it is there.
 pub(in crate::demo) async fn unpublished(world: &mut World) -> Outcome {
     let name = world.acme.fqdn("payroll");
-    let (code, _) = world.get(&world.acme, &["service", "payroll"]).await.map_err(|e| failed("an answer", e))?;
+    let (code, _) =
+        world.get(&world.acme, &["service", "payroll"]).await.map_err(|e| failed("an answer", e))?;
     expect(code == 0, "payroll to be there at acme", format!("exit code {code}"))?;
     let (code, _) =
         world.get(&world.globex, &["service", "acme/payroll"]).await.map_err(|e| failed("an answer", e))?;
@@ -93,7 +99,7 @@ pub(in crate::demo) async fn at_agent(world: &mut World) -> Outcome {
     // The settings that a server begins with: a frame of type 4.
     let heard = neighbour(world)?.agent(port).await;
     let settings = matches!(&heard, Ok(Heard::Answer(bytes)) if bytes.get(3) == Some(&4));
-    expect(settings, "globex's agent to be let in and answered", format!("{heard:?}"))?;
+    expect(settings, "globex's agent to be let in and answered", seen(&heard))?;
     answered(world, &world.acme.fqdn("ledger"), "ledger").await?;
     Ok(format!("stranger: {how}; globex: answered"))
 }

@@ -1,0 +1,10 @@
+//! The documentation, held against the program: names that exist, pages that are complete, links that
+//! lead somewhere. `HAMLET_BLESS=1` rewrites the generated pages; read the difference afterwards.
+
+mod byhand;
+mod cli;
+mod limits;
+mod metrics;
+mod names;
+mod refusals;
+mod source;

@@ -1,0 +1,22 @@
+//! Two agents as processes of the real program, and workloads that call each other through them.
+//!
+//! Nothing here looks inside: state is read through the command line as scripts read it, names
+//! through DNS, services through the gateways. Waiting is polling with a deadline that only a
+//! broken program misses.
+
+mod addresses;
+mod callers;
+mod crashes;
+mod damage;
+mod edits;
+mod life;
+mod mesh;
+mod names;
+mod ordinary_user;
+mod peering;
+mod probe;
+mod refusals;
+mod texts;
+mod wait;
+mod withdrawal;
+mod workload;
