@@ -3,6 +3,7 @@
 //! The texts themselves are made where their subject lives; this only knows the files.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Context;
 use clap::Args;
@@ -14,11 +15,12 @@ use crate::tree;
 /// Write the generated pages of docs/reference/
 ///
 /// The configuration reference and the JSON Schemas come from the same declarations that the
-/// loader checks files with. Run this after changing crates/hamlet/src/config/schema/.
+/// loader checks files with. Commands, limits and metrics are read off the program by the tests in
+/// crates/hamlet/tests/docs/, which this has write their pages; `cargo test` compares them.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct DocsOptions {
-    /// Write nothing; fail if a page isn't up to date
+    /// Write nothing; fail if a page of the configuration isn't up to date
     #[arg(long)]
     check: bool,
 }
@@ -56,5 +58,12 @@ pub(crate) fn run(options: &DocsOptions) -> anyhow::Result<bool> {
         }
         say(&format!("{} {}", if current { "unchanged" } else { "written  " }, page.display()));
     }
-    Ok(!options.check || tally.finish())
+    if options.check {
+        return Ok(tally.finish());
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut bless = Command::new(cargo);
+    bless.args(["test", "--quiet", "--package", "hamlet", "--test", "docs"]);
+    let status = bless.env("HAMLET_BLESS", "1").current_dir(root).status().context("cargo doesn't start")?;
+    Ok(status.success())
 }

@@ -500,6 +500,13 @@ impl ImportedSlice {
         Some(Staged { key, answer: Ok(()), next: Some(next), changed: true, reserved })
     }
 
+    /// Whether what is staged turns an admission into a refusal or the other way round.
+    pub fn changes_verdict(&self, staged: &Staged) -> bool {
+        let admitted = |entry: &Entry| Some(entry.heard.as_ref()?.verdict == Verdict::Admitted);
+        let (old, new) = (self.entries.get(&staged.key).and_then(admitted), staged.next.as_ref().and_then(admitted));
+        old.zip(new).is_some_and(|(old, new)| old != new)
+    }
+
     /// The durable form of what is staged; empty for what changes nothing.
     pub fn change(&self, staged: &Staged, now: Duration) -> Option<ImportChange> {
         staged.changed.then(|| ImportChange {

@@ -271,6 +271,15 @@ fn bound(listener: &'static str, at: SocketAddr) -> Result<(TcpListener, SocketA
     };
     open().map_err(|source: io::Error| {
         let problem = bind::explain(at, &source);
-        StartError::Bind { listener, reason: problem.reason, remedy: problem.remedy, source }
+        let port = at.port();
+        // The usual remedy is for a service's port, which others chose; this one is ours to change.
+        let remedy = match source.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "another program listens on port {port} (see `ss -ltnp 'sport = :{port}'`): stop it, or choose \
+                 another address in spec.listen of the Mesh"
+            ),
+            _ => problem.remedy,
+        };
+        StartError::Bind { listener, reason: problem.reason, remedy, source }
     })
 }

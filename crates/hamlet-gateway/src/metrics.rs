@@ -133,9 +133,10 @@ pub struct GatewayMetrics {
 }
 
 impl GatewayMetrics {
-    /// Adds all metrics to `registry`; their names begin with `hamlet_gateway_`.
+    /// Adds all metrics to `registry` under the prefix `gateway_`; the program's registry puts
+    /// `hamlet_` in front.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("hamlet_gateway");
+        let registry = registry.sub_registry_with_prefix("gateway");
         registry.register(
             "connections",
             "Connections ended, by listener and outcome",

@@ -97,7 +97,7 @@ async fn a_call_goes_from_workload_to_workload_through_both_gateways_with_half_c
     pair.consumer.gateway.metrics().register(&mut registry);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    let line = r#"hamlet_gateway_connections_total{listener="egress",outcome="served"} 3"#;
+    let line = r#"gateway_connections_total{listener="egress",outcome="served"} 3"#;
     assert!(text.contains(line), "{text}");
 }
 

@@ -6,6 +6,7 @@
 //! [`LocalIdentity::reload`]'s promise.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// The task that keeps identities fresh and tells when other files (trust bundles) changed.
 pub struct IdentityWatch {
     identities: Vec<Arc<LocalIdentity>>,
-    others: BTreeMap<PathBuf, Option<[u8; 32]>>,
+    others: BTreeMap<PathBuf, Option<Stamp>>,
     changed: watch::Sender<u64>,
     poll: Duration,
 }
@@ -39,10 +40,10 @@ impl IdentityWatch {
     }
 
     /// Also watches `files`, such as trust bundles: [`Self::files_changed`] bumps when the content
-    /// of one of them differs from what it was at this call, or it appears or goes.
+    /// or the mode of one of them differs from what it was at this call, or it appears or goes.
     pub fn with_files(mut self, files: impl IntoIterator<Item = PathBuf>) -> IdentityWatch {
         self.others.extend(files.into_iter().map(|path| {
-            let stamp = content(&path);
+            let stamp = stamp(&path);
             (path, stamp)
         }));
         self
@@ -104,7 +105,7 @@ impl IdentityWatch {
         }
         let mut any = false;
         for (path, stamp) in &mut self.others {
-            let now = content(path);
+            let now = self::stamp(path);
             if now != *stamp {
                 *stamp = now;
                 any = true;
@@ -126,8 +127,12 @@ impl IdentityWatch {
     }
 }
 
-fn content(path: &Path) -> Option<[u8; 32]> {
-    Some(Sha256::digest(read_public(path).ok()?).into())
+/// Content and mode: a secret that others can read is refused, and a `chmod` is its remedy.
+type Stamp = ([u8; 32], u32);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    Some((Sha256::digest(read_public(path).ok()?).into(), mode))
 }
 
 /// Starts events for all folders that can be watched; one that can't is left to the poll.

@@ -100,6 +100,8 @@ pub struct ConsumerSession {
     proof: Option<ext::Proof>,
     ask_round: Option<ext::Held>,
     next_round: Option<Duration>,
+    asked_round: Option<Duration>,
+    verdicts_changed: bool,
     unproven_wait: Duration,
     stats: ConsumerStats,
 }
@@ -120,6 +122,8 @@ impl ConsumerSession {
             proof: None,
             ask_round: None,
             next_round: None,
+            asked_round: None,
+            verdicts_changed: false,
             unproven_wait: UNPROVEN_FIRST,
             stats: ConsumerStats {
                 received: 0,
@@ -395,10 +399,21 @@ impl ConsumerSession {
         self.next_round = Some(now + wait);
     }
 
+    /// Our own policy changed verdicts on what the owner has said: it is told by a whole round, in
+    /// which it gets a new answer for each.
+    pub fn verdicts_changed(&mut self) {
+        self.verdicts_changed = true;
+    }
+
     /// Asks for a whole round if one is due; `root` and `count` are over what was heard.
     pub fn tick(&mut self, slice: &mut ImportedSlice, now: Duration) {
-        if self.hello && self.next_round.is_some_and(|due| due <= now) && self.marked.is_none() {
+        let due = self.verdicts_changed || self.next_round.is_some_and(|due| due <= now);
+        // The owner takes asking sooner for a breach.
+        let soon = self.asked_round.is_some_and(|at| now.saturating_sub(at) < crate::owner::ROUND_GAP);
+        if self.hello && due && !soon && self.marked.is_none() {
+            self.asked_round = Some(now);
             self.next_round = None;
+            self.verdicts_changed = false;
             let (root, count) = slice.heard_root();
             self.ask_round = Some(ext::Held {
                 round: crate::owner::round_after(self.round),

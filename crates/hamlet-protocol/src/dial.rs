@@ -14,7 +14,7 @@ use tonic::Code;
 use tonic::body::Body;
 
 use crate::dialect::v1alpha2::PATH;
-use crate::link::{Connection, Link};
+use crate::link::{Connection, Link, LinkConfig};
 use crate::session::{PeerClass, StreamEnd};
 use crate::stream::Outbound;
 use crate::transport::{self, SpawnExecutor};
@@ -33,12 +33,34 @@ const HEALTHY: Duration = Duration::from_secs(30);
 /// Why a dial failed; the text says at which step.
 #[derive(Debug, thiserror::Error)]
 enum DialError {
-    #[error("cannot resolve or reach {0}: {1}")]
+    #[error("cannot reach {0}: {1}")]
     Connect(String, String),
     #[error("TLS with {0} failed: {1}")]
     Tls(String, String),
     #[error("HTTP/2 with {0} failed: {1}")]
     Http(String, String),
+    #[error("{0} is not trusted: {1}")]
+    Untrusted(String, String),
+}
+
+impl DialError {
+    /// As the end of a stream: what we refuse is a refusal, all else is a peer that is down.
+    fn end(&self) -> StreamEnd {
+        let code = match self {
+            DialError::Untrusted(..) => Code::Unauthenticated,
+            _ => Code::Unavailable,
+        };
+        StreamEnd::new(code, self.to_string())
+    }
+}
+
+/// Whether a new configuration makes it worth dialling at once.
+fn redials(old: &LinkConfig, new: &LinkConfig) -> bool {
+    old.address != new.address
+        || old.context != new.context
+        || old.paused != new.paused
+        || old.extensions_required != new.extensions_required
+        || old.import.is_some() != new.import.is_some()
 }
 
 /// Keeps a link's own stream up for as long as the peer has an address and hasn't dialled us.
@@ -66,8 +88,14 @@ impl Dialler {
         let mut backoff = Backoff::new(FIRST, CAP_FOREIGN);
         let mut changed = self.link.changed();
         let mut first = true;
+        let mut last = self.link.config();
         'dialling: while !shutdown.has_begun() {
             let config = self.link.config();
+            if redials(&last, &config) {
+                first = true;
+                backoff.reset();
+            }
+            last = config.clone();
             let Some(address) =
                 config.address.clone().filter(|_| !config.paused && self.link.active().is_none())
             else {
@@ -78,7 +106,7 @@ impl Dialler {
             };
             if !std::mem::take(&mut first) {
                 let delay = backoff.next_delay();
-                if !self.wait(delay, &shutdown).await {
+                if !self.wait(delay, &config, &shutdown).await {
                     // A new configuration is tried at once.
                     first = !Arc::ptr_eq(&config, &self.link.config());
                     continue 'dialling;
@@ -86,8 +114,11 @@ impl Dialler {
             }
             self.link.set_connection(Connection::Connecting, None);
             let started = self.link.context().clock.now();
-            let outcome = shutdown.or_begun(self.attempt(&address)).await;
-            let Some((end, class, proven)) = outcome else { break 'dialling };
+            // Not dropped when shutdown begins: the stream has to say goodbye and let its connection go.
+            let (end, class, proven) = self.attempt(&address, &shutdown).await;
+            if shutdown.has_begun() {
+                break 'dialling;
+            }
             let lived = self.link.context().clock.now().saturating_sub(started);
             if proven || lived >= HEALTHY {
                 backoff.reset();
@@ -96,8 +127,9 @@ impl Dialler {
         }
     }
 
-    /// Waits before the next attempt; `false` if something changed meanwhile, so look again.
-    async fn wait(&self, delay: Duration, shutdown: &Shutdown) -> bool {
+    /// Waits before the next attempt; `false` if the peer has dialled us or the configuration
+    /// changed meanwhile, so look again.
+    async fn wait(&self, delay: Duration, config: &LinkConfig, shutdown: &Shutdown) -> bool {
         let next = Some(self.link.context().clock.now() + delay);
         let status = self.link.status().connection;
         let waiting = match status {
@@ -109,11 +141,17 @@ impl Dialler {
         changed.mark_unchanged();
         let mut trust = self.trust.changed();
         trust.mark_unchanged();
-        tokio::select! {
-            () = tokio::time::sleep(delay) => true,
-            _ = changed.changed() => false,
-            _ = trust.changed() => true,
-            () = shutdown.begun() => false,
+        let mut over = std::pin::pin!(tokio::time::sleep(delay));
+        'waiting: loop {
+            tokio::select! {
+                () = over.as_mut() => return true,
+                _ = trust.changed() => return true,
+                () = shutdown.begun() => return false,
+                _ = changed.changed() => {}
+            }
+            if self.link.active().is_some() || redials(config, &self.link.config()) {
+                break 'waiting false;
+            }
         }
     }
 
@@ -143,11 +181,12 @@ impl Dialler {
 
     /// One connection and its stream, to its end. Also says what the peer was and whether the
     /// stream was healthy.
-    async fn attempt(&self, address: &str) -> (StreamEnd, PeerClass, bool) {
+    async fn attempt(&self, address: &str, shutdown: &Shutdown) -> (StreamEnd, PeerClass, bool) {
         let unknown = |end| (end, PeerClass::Unknown, false);
-        let connected = match self.connect(address).await {
-            Ok(connected) => connected,
-            Err(error) => return unknown(StreamEnd::new(Code::Unavailable, error.to_string())),
+        let connected = match shutdown.or_begun(self.connect(address)).await {
+            Some(Ok(connected)) => connected,
+            Some(Err(error)) => return unknown(error.end()),
+            None => return unknown(StreamEnd::new(Code::Unavailable, "the agent is stopping")),
         };
         let (sender, proven) = connected;
         let (cell, views) = match self.link.open(true, &proven).await {
@@ -190,10 +229,11 @@ impl Dialler {
             Err(_) => return Err(DialError::Connect(address.to_owned(), "no answer within 5 s".to_owned())),
         };
         let tls_error = |text: String| DialError::Tls(address.to_owned(), text);
+        let untrusted = |text: String| DialError::Untrusted(address.to_owned(), text);
         transport::tune(&stream).map_err(|e| tls_error(e.to_string()))?;
         let trusted = self.trust.peer(peer);
         let domain =
-            trusted.ok_or_else(|| tls_error("the peer has no trust bundle".to_owned()))?.trust_domain.clone();
+            trusted.ok_or_else(|| untrusted("the peer has no trust bundle".to_owned()))?.trust_domain.clone();
         let config = hamlet_identity::agent_client_config(&self.identity, &self.trust, peer);
         let name = hamlet_identity::agent_server_name(&domain);
         let handshake = TlsConnector::from(config).connect(name, stream);
@@ -201,14 +241,14 @@ impl Dialler {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
                 let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-                return Err(tls_error(ours.unwrap_or_else(|| transport::chain(&error))));
+                return Err(ours.map_or_else(|| tls_error(transport::chain(&error)), untrusted));
             }
             Err(_) => return Err(tls_error("no complete handshake within 5 s".to_owned())),
         };
         let certificates = tls.get_ref().1.peer_certificates();
         let proven =
             hamlet_identity::proven_server(&self.trust, certificates, Role::Agent, Expect::Peer(peer))
-                .map_err(|e| tls_error(e.to_string()))?;
+                .map_err(|e| untrusted(e.to_string()))?;
         let certificates: Vec<_> = certificates.unwrap_or_default().to_vec();
         let mut builder = hyper::client::conn::http2::Builder::new(SpawnExecutor(self.spawner.clone()));
         builder
@@ -235,6 +275,8 @@ impl Dialler {
                         let expect = Expect::Peer(link.peer());
                         if let Err(error) = hamlet_identity::proven_server(&trust, Some(&certificates), Role::Agent, expect) {
                             tracing::warn!(peer = %link.peer(), %error, "a connection is no longer trusted; closed");
+                            // Dropping the connection alone would let its streams go on.
+                            link.end_stream(StreamEnd::new(Code::Unauthenticated, error.to_string()));
                             break 'driving;
                         }
                     }

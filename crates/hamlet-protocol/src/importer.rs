@@ -253,9 +253,10 @@ impl Importer {
             return;
         }
         let now = self.clock.now();
-        let changes = {
+        let (changes, verdicts) = {
             let slice = self.state.slice.lock();
-            staged.iter().filter_map(|s| slice.change(s, now)).collect()
+            let changes = staged.iter().filter_map(|s| slice.change(s, now)).collect();
+            (changes, staged.iter().any(|s| slice.changes_verdict(s)))
         };
         tracing::info!(peer = %self.peer, entries = staged.len(), cause, "imports changed locally");
         // In effect even if the disk refuses: policy and time don't wait; after a restart the
@@ -263,6 +264,10 @@ impl Importer {
         let _ = self.commit(changes, false).await;
         let changes = self.state.slice.lock().apply(staged, now);
         self.publish(changes);
+        let cell = self.state.stream.lock().clone();
+        if let Some(cell) = cell.filter(|_| verdicts) {
+            cell.change(|s| s.consumer.verdicts_changed());
+        }
     }
 
     fn publish(&self, changes: SliceChanges) {

@@ -22,10 +22,14 @@ const PROOF_DEADLINE: Duration = Duration::from_secs(30);
 /// two sides are not asked in the same instant.
 const WRONG_AFTER: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
+/// What takes longer than this is told: the project's goal for healing.
+const SLOW: Duration = Duration::from_secs(5);
 /// So many of a hundred kills wait for messages in flight.
 const AIMED: u32 = 80;
 /// So often a new burst is tried when the last one was through too soon.
 const BURSTS: usize = 4;
+/// So far into a burst, at most, the first attempt kills; in milliseconds.
+const LATEST_MS: u64 = 40;
 /// So long a burst may take to begin.
 const BURST_BEGINS: Duration = Duration::from_secs(2);
 
@@ -64,6 +68,8 @@ struct Chaos {
     model: Model,
     rng: StdRng,
     clock: SystemClock,
+    kills: u32,
+    in_flight: u32,
     proofs: u64,
     wrong: u64,
 }
@@ -75,7 +81,7 @@ pub(super) async fn chaos(program: &Path, above: &Path, kills: u32, seed: u64) -
     let consumer = AgentProcess::new(program, above, CONSUMER);
     let model = Model::new(owner.folder().to_owned());
     let (rng, clock) = (StdRng::seed_from_u64(seed), SystemClock::new());
-    let mut chaos = Chaos { owner, consumer, model, rng, clock, proofs: 0, wrong: 0 };
+    let mut chaos = Chaos { owner, consumer, model, rng, clock, kills: 0, in_flight: 0, proofs: 0, wrong: 0 };
     let mut tally = Tally::default();
 
     chaos.model.change(200, &mut chaos.rng);
@@ -88,8 +94,15 @@ pub(super) async fn chaos(program: &Path, above: &Path, kills: u32, seed: u64) -
     while proof.is_ok() && done.len() < kills as usize {
         let kill;
         (kill, proof) = chaos.kill().await?;
+        let number = done.len() + 1;
+        if kill.took >= SLOW {
+            say(&format!(
+                "slow: {:.1} s to proof after kill {number} ({:?})",
+                kill.took.as_secs_f64(),
+                kill.side
+            ));
+        }
         done.push(kill);
-        let number = done.len();
         tally.check(proof.is_ok(), &format!("after kill {number}: {}", told(&proof)));
         if number.is_multiple_of(20) {
             say(&format!("{number} kills, {} in flight", done.iter().filter(|k| k.in_flight).count()));
@@ -129,12 +142,13 @@ impl Chaos {
 
     /// Waits until messages are in flight, then a random moment of the burst.
     async fn aim(&mut self) -> anyhow::Result<bool> {
-        for _ in 0..BURSTS {
+        for attempt in 0..BURSTS {
             let burst = self.rng.random_range(150..=300);
             self.change(burst).await?;
             let begun = self.clock.now();
             while !self.in_flight().await? && self.clock.now() - begun < BURST_BEGINS {}
-            tokio::time::sleep(moment(&mut self.rng, 40)).await;
+            // Nearer to its begin when the last one was through too soon.
+            tokio::time::sleep(moment(&mut self.rng, LATEST_MS >> attempt)).await;
             if self.in_flight().await? {
                 return Ok(true);
             }
@@ -145,7 +159,9 @@ impl Chaos {
     /// One kill, the start after it, and what both sides prove then.
     async fn kill(&mut self) -> anyhow::Result<(Kill, Result<(), String>)> {
         let side = if self.rng.random_bool(0.5) { Side::Owner } else { Side::Consumer };
-        let in_flight = if self.rng.random_ratio(AIMED, 100) {
+        // By luck alone too few may hit: then the next one aims as well.
+        let behind = self.in_flight * 2 < self.kills + 1;
+        let in_flight = if self.rng.random_ratio(AIMED, 100) || behind {
             self.aim().await?
         } else {
             let some = self.rng.random_range(0..30);
@@ -154,6 +170,8 @@ impl Chaos {
             self.in_flight().await?
         };
         self.agent(side).kill()?;
+        self.kills += 1;
+        self.in_flight += u32::from(in_flight);
         let cut_short = side == Side::Owner && in_flight && {
             let held = self.held().await?;
             self.model.difference(&held).is_some()

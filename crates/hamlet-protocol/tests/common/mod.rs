@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod agent;
+pub mod raw;
+pub mod stage;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;

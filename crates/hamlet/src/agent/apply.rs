@@ -56,6 +56,7 @@ impl Agent {
 
     async fn take(self: Arc<Agent>, reading: Result<FolderSnapshot, FolderError>) {
         let loaded = match reading {
+            Ok(snapshot) if snapshot.files.is_empty() => Err(config::nothing_to_read(&self.path)),
             Ok(snapshot) => {
                 let parse = move || config::load_sources(snapshot.files);
                 match self.spawner.spawn_blocking(parse).await {
@@ -73,11 +74,15 @@ impl Agent {
     }
 
     fn refuse(&self, problems: &Problems) {
-        for problem in problems.errors() {
-            tracing::error!(%problem, "configuration refused; the last good one stays in force");
-        }
+        let errors: Vec<String> = problems.errors().map(ToString::to_string).collect();
         let mut load = self.load.lock();
-        load.errors = problems.errors().map(ToString::to_string).collect();
+        // The same problems read again (a reload beside the watch) are no news.
+        if load.errors != errors {
+            for problem in &errors {
+                tracing::error!(%problem, "configuration refused; the last good one stays in force");
+            }
+        }
+        load.errors = errors;
         load.rendered = problems.render(false);
         load.failed_at = Some(self.clock.now());
     }
@@ -117,11 +122,14 @@ impl Agent {
         }
     }
 
-    /// Watches certificates and bundles; anew when the set of bundles changes.
+    /// Watches certificates, bundles and secrets; anew when the set of files changes.
     fn watch_certificates(self: &Arc<Agent>) {
-        let bundles: BTreeSet<PathBuf> = self.config().peers.values().map(|p| p.bundle.clone()).collect();
+        let config = self.config();
+        let secrets = config.peers.values().filter_map(|p| p.context.as_ref()).map(|c| c.path.clone());
+        let files: BTreeSet<PathBuf> =
+            config.peers.values().map(|p| p.bundle.clone()).chain(secrets).collect();
         let identities = vec![self.agent_identity.clone(), self.gateway_identity.clone()];
-        let watch = IdentityWatch::new(identities).with_files(bundles);
+        let watch = IdentityWatch::new(identities).with_files(files);
         let mut changed = watch.files_changed();
         let shutdown: Shutdown = self.spawner.shutdown().child();
         if let Some(old) = self.watching.lock().replace(shutdown.clone()) {
@@ -131,7 +139,7 @@ impl Agent {
         let agent = self.clone();
         self.spawner.spawn("bundles", async move {
             while let Some(Ok(())) = shutdown.or_begun(changed.changed()).await {
-                tracing::info!("a peer's bundle changed");
+                tracing::info!("a peer's bundle or secret changed");
                 let config = agent.config();
                 *agent.distrusted.lock() = trust_of(&config, &agent.trust);
                 agent.reconcile_links(&config).await;

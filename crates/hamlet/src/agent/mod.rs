@@ -69,6 +69,9 @@ fn read(path: &Path) -> anyhow::Result<(FolderSnapshot, Loaded)> {
         .into()
     };
     let snapshot = read_folder(path, &FolderLimits::default()).map_err(|e| failed(config::unreadable(&e)))?;
+    if snapshot.files.is_empty() {
+        return Err(failed(config::nothing_to_read(path)));
+    }
     let loaded = config::load_sources(snapshot.files.clone()).map_err(failed)?;
     Ok((snapshot, loaded))
 }

@@ -13,12 +13,17 @@ use hamlet_protocol::link::{Link, LinkConfig};
 use super::Agent;
 use crate::config::{Config, Extensions, HoldTime, PeerConfig};
 
-/// Puts the peers' bundles in force; returns the peers whose bundle can't be used, and why. Those
-/// are not trusted at all, the others are.
+/// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
+/// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
+/// streams: without the value it would come in unasked.
 pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName, String> {
     let mut distrusted = BTreeMap::new();
     let mut peers = vec![];
     for peer in config.peers.values() {
+        if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
+            tracing::error!(peer = %peer.name, %error, "the context value can't be read; the peer gets no streams");
+            distrusted.insert(peer.name.clone(), format!("the context value can't be read: {error}"));
+        }
         match bundle(peer) {
             Ok(bundle) => peers.push(PeerTrust {
                 peer: peer.name.clone(),
@@ -50,20 +55,17 @@ impl Agent {
     /// What a link is to do, as configured.
     fn link_config(config: &Config, peer: &PeerConfig, distrusted: Option<&String>) -> LinkConfig {
         let rules = config.imports.get(&peer.name).filter(|_| peer.import).map(|i| Arc::new(i.rules.clone()));
-        let context = match peer.context.as_ref().map(|file| (file, file.read())) {
-            None => Secret::default(),
-            Some((_, Ok(secret))) => Secret::new(secret.expose()),
-            Some((file, Err(error))) => {
-                tracing::error!(peer = %peer.name, file = %file.path.display(), %error, "the context value can't be read");
-                Secret::default()
-            }
+        let (context, unread) = match peer.context.as_ref().map(|file| file.read()) {
+            None => (Secret::default(), false),
+            Some(Ok(secret)) => (Secret::new(secret.expose()), false),
+            Some(Err(_)) => (Secret::default(), true),
         };
         LinkConfig {
-            // Without trust there is nobody to dial.
+            // Without trust or secret there is nobody to dial.
             address: peer.address.as_ref().filter(|_| distrusted.is_none()).map(ToString::to_string),
             context,
             extensions_required: peer.extensions == Extensions::Required,
-            paused: peer.paused,
+            paused: peer.paused || unread,
             import: Some(ImportSettings {
                 rules,
                 limits: peer.limits,

@@ -209,9 +209,18 @@ fn refusal(service: &str, text: &str, older: bool) -> RefusedService {
     }
 }
 
+/// How many of our services the peer refuses. On a new stream it repeats no answers, so then only
+/// its proofs tell the number.
+fn refused_by_peer(l: &LinkStatus) -> u64 {
+    let told = |o: &hamlet_protocol::owner::OwnerStats| {
+        (o.refused.len() as u64).max(o.proof.map_or(0, |proof| proof.refused))
+    };
+    l.owner.as_ref().map_or(0, told)
+}
+
 fn publish_progress(l: &LinkStatus) -> PublishProgress {
     let owner = l.owner.as_ref();
-    let refused_total = owner.map_or(0, |o| o.refused.len() as u64);
+    let refused_total = refused_by_peer(l);
     let in_flight = l.in_flight;
     let refused = owner.map(|o| o.refused.iter().take(REFUSED_SHOWN).map(|(k, r)| refusal(k, &r.message, false)).collect());
     PublishProgress {
@@ -291,7 +300,7 @@ fn up_state(l: &LinkStatus) -> PeerState {
             match (import_age, publish_age) {
                 (Some(a), Some(b)) => PeerState::InSync {
                     proven_ms: a.max(b),
-                    refused: l.counts.refused + l.owner.as_ref().map_or(0, |o| o.refused.len() as u64),
+                    refused: l.counts.refused + refused_by_peer(l),
                     withheld: l.counts.withheld,
                     older_in_force: l.counts.older_in_force,
                 },

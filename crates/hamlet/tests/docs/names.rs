@@ -106,3 +106,23 @@ fn the_index_lists_every_page() {
         pages.filter(|p| p != "README.md" && !index.contains(&format!("({p})"))).collect();
     assert!(unlisted.is_empty(), "docs/README.md doesn't list {unlisted:?}");
 }
+
+/// Source with the line breaks of long literals taken away.
+fn flowing(text: &str) -> String {
+    text.replace("\\\n", " ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_message_that_the_page_of_troubles_quotes_is_said_somewhere() {
+    let sources: String =
+        rust().iter().filter(|s| s.path.contains("/src/")).map(|s| flowing(&s.text)).collect();
+    let page = page("docs/operate/troubleshooting.md");
+    let part = page.split("## Last error of a peer").nth(1).expect("the table is there");
+    // Words with blanks between them, no command and no key: a message.
+    let quoted = code_spans(part).into_iter().filter(|s| s.matches(' ').count() >= 2);
+    let quoted: Vec<String> = quoted.filter(|s| !s.starts_with("hamlet ") && !s.contains("'*'")).collect();
+    let said = |fragment: &str| sources.contains(flowing(fragment).trim_matches([' ', ';', ':']));
+    let strange: Vec<&String> = quoted.iter().filter(|q| !q.split("...").all(said)).collect();
+    assert!(strange.is_empty(), "nothing says: {strange:#?}");
+    assert!(quoted.len() > 15, "{quoted:#?}");
+}

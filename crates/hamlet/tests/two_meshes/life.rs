@@ -2,11 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::mesh::Two;
+use crate::mesh::{DRAIN, Two};
 use crate::probe::{connect, echo, get, read_to_end};
 use crate::wait::{timed, until, until_true};
 use crate::workload::Workload;
@@ -26,7 +25,8 @@ fn the_ready_file_tells_the_real_ports_and_sighup_takes_a_new_configuration() {
         assert_eq!(ready[name], at.to_string());
         assert!(connect(at).is_ok());
     }
-    assert_eq!(ready["socket"], two.acme.socket().to_str().unwrap());
+    let socket = std::fs::canonicalize(ready["socket"].as_str().unwrap()).unwrap();
+    assert_eq!(socket, std::fs::canonicalize(two.acme.socket()).unwrap());
     let mode = std::fs::metadata(two.acme.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "the socket's mode is the access control");
 
@@ -97,7 +97,7 @@ fn sigterm_lets_connections_drain_and_a_second_one_ends_at_once() {
     assert!(ready.text.contains("[-]running failed: the agent is stopping"), "{ready:?}");
     two.globex.signal(Signal::SIGTERM);
     let (ended, took) = timed(|| two.globex.wait_end());
-    assert!(took < Duration::from_secs(10), "at once, not after the drain of 20 s: {took:?}");
+    assert!(took < DRAIN / 2, "at once, not after the drain: {took:?}");
     assert!(ended.code() == Some(1) || ended.signal().is_some(), "{ended}");
     read_to_end(&mut live).unwrap();
 
@@ -132,6 +132,6 @@ fn a_second_agent_on_the_same_data_folder_is_refused_by_name() {
     let log = two.globex.log();
     assert!(log.contains("error:") && log.contains("acme-data"), "{log}");
     assert!(log.contains("another"), "it says what is in the way: {log}");
-    assert_eq!(two.acme.cli(&["status"]).code, 0, "the first is unharmed");
+    assert_eq!(two.acme.json(&["status"])["agent"]["store"]["healthy"], true, "the first is unharmed");
     two.acme.stop();
 }

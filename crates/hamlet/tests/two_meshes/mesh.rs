@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use hamlet::config::init::{InitOptions, init};
 use hamlet_core::{MeshName, TrustDomain};
@@ -16,8 +17,10 @@ use tempfile::TempDir;
 
 use crate::addresses::Block;
 use crate::texts::{self, ServiceText};
-use crate::wait::until;
+use crate::wait::{timed, until};
 
+/// The agent's longest drain.
+pub(crate) const DRAIN: Duration = Duration::from_secs(20);
 /// Lines of each log that a failed test shows.
 const LOG_LINES: usize = 40;
 
@@ -199,10 +202,12 @@ impl Mesh {
         assert_eq!(self.wait_end().signal(), Some(Signal::SIGKILL as i32));
     }
 
-    /// Stops the agent in order.
+    /// Stops the agent in order. Nothing is held open, so there is nothing to drain.
     pub(crate) fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
-        assert_eq!(self.wait_end().code(), Some(0));
+        let (ended, took) = timed(|| self.wait_end());
+        assert_eq!(ended.code(), Some(0));
+        assert!(took < DRAIN / 2, "{}'s agent took {took:?} to stop", self.name);
     }
 
     /// `hamlet ARGS --socket OURS`.

@@ -1,6 +1,7 @@
 //! A peer is removed, distrusted, or disagrees about the secret; and each is mended.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use hamlet_core::TrustDomain;
 use hamlet_identity::ca::{CA_LIFETIME, LocalCa};
@@ -108,14 +109,20 @@ fn a_context_value_works_when_both_have_it_and_is_named_as_the_reason_when_they_
     let more = "  context: {file: peers/token}\n";
     two.acme.meet_with(&two.globex, more, &texts::import(&two.globex));
     two.globex.meet_with(&two.acme, more, &texts::import(&two.acme));
-    two.acme.write("peers/token", "correct horse battery staple\n");
-    two.globex.write("peers/token", "correct horse battery staple\n");
+    let put = |mesh: &crate::mesh::Mesh, text: &str| {
+        let beside = mesh.folder.join(".token");
+        fs::write(&beside, text).unwrap();
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(beside, mesh.folder.join("peers/token")).unwrap();
+    };
+    put(&two.acme, "correct horse battery staple\n");
+    put(&two.globex, "correct horse battery staple\n");
     two.start();
     two.globex.until_callable("acme/raw");
     two.until_in_sync();
 
-    two.globex.write("peers/token", "something else\n");
-    assert_eq!(two.globex.cli(&["reload"]).code, 0);
+    // The file is watched like the others; nobody reloads.
+    put(&two.globex, "something else\n");
     for (mesh, peer) in [(&two.globex, &two.acme), (&two.acme, &two.globex)] {
         let seen = until(&format!("{} names the context", mesh.name), || {
             let seen = mesh.peer(peer);
@@ -126,8 +133,16 @@ fn a_context_value_works_when_both_have_it_and_is_named_as_the_reason_when_they_
     }
     assert!(two.globex.service("acme/raw").is_some(), "it is held");
 
-    two.globex.write("peers/token", "correct horse battery staple\n");
-    assert_eq!(two.globex.cli(&["reload"]).code, 0);
+    put(&two.globex, "correct horse battery staple\n");
+    two.until_in_sync();
+
+    // A secret that isn't one any more is no reason to go on without.
+    fs::set_permissions(two.acme.folder.join("peers/token"), fs::Permissions::from_mode(0o644)).unwrap();
+    let refused = two.acme.until_peer(&two.globex, "refused");
+    assert!(refused["state"]["reason"].as_str().unwrap().contains("chmod 600"), "{refused}");
+    until_true("no stream without it", || two.globex.peer(&two.acme)["state"]["kind"] != "in-sync");
+    echo(&mut connect(two.egress("raw").unwrap()).unwrap(), "calls are another matter").unwrap();
+    fs::set_permissions(two.acme.folder.join("peers/token"), fs::Permissions::from_mode(0o600)).unwrap();
     two.until_in_sync();
     for mesh in [&two.acme, &two.globex] {
         assert!(!mesh.log().contains("horse") && !mesh.log().contains("something else"), "{}", mesh.log());

@@ -65,14 +65,6 @@ fn names_outside_the_suffixes_and_in_reserved_zones_are_refused_and_their_neighb
         two.acme.write(&format!("service-{name}.yaml"), &text);
     }
     two.acme.publish("all", &services.map(|(name, _)| name), &two.globex);
-    // Even an Import that names the reserved zone doesn't open it.
-    let import = texts::import_with(
-        &two.acme,
-        &["acme.example", "acme.local", "svc.cluster.local"],
-        &format!("{{ranges: [127.0.0.0/8], ports: [{}]}}", two.acme.at.ingress.port()),
-        "",
-    );
-    two.globex.meet_with(&two.acme, "", &import);
     two.start();
     two.until_in_sync();
     assert_called(&two, "good");
@@ -110,11 +102,21 @@ fn endpoints_and_identities_that_the_import_does_not_allow_are_refused_until_it_
     ];
     let imports = cases.clone().map(|(endpoints, more, ..)| import(&endpoints, more));
     let good = import(&open, "");
+    // A change of the service is a new offer, which is answered at once.
+    let (fqdn, backends) = (two.acme.fqdn("ledger"), [workload.at]);
+    let (acme, service_port) = (two.acme.folder.clone(), two.port);
+    let describe = |words: &str| {
+        let text = ServiceText { name: "ledger", fqdn: &fqdn, protocol: "TCP", port: service_port, backends: &backends, caller: "none" };
+        let text = text.text() + &format!("  description: {words}\n");
+        std::fs::write(acme.join(".next"), text).unwrap();
+        std::fs::rename(acme.join(".next"), acme.join("service-ledger.yaml")).unwrap();
+    };
     two.globex.meet_with(&two.acme, "", &imports[0]);
     two.start();
     for (text, (.., rule, field)) in imports.iter().zip(&cases) {
         two.globex.meet_with(&two.acme, "", text);
         assert_eq!(two.globex.cli(&["reload"]).code, 0);
+        describe(rule);
         for (mesh, peer, flow) in [(&two.globex, &two.acme, "import"), (&two.acme, &two.globex, "publish")] {
             until(&format!("{} shows {rule}", mesh.name), || {
                 let refused = mesh.peer(peer)[flow]["refused"].clone();
@@ -126,6 +128,29 @@ fn endpoints_and_identities_that_the_import_does_not_allow_are_refused_until_it_
         two.globex.meet_with(&two.acme, "", &good);
         assert_eq!(two.globex.cli(&["reload"]).code, 0);
         assert_called(&two, "ledger");
+        describe("allowed");
         until_refused(&two.acme, &two.globex, "publish", 0);
     }
+}
+
+#[test]
+fn an_import_that_changes_is_told_to_the_owner_although_it_offers_nothing_new() {
+    let workload = Workload::echo();
+    let mut two = Two::new();
+    two.acme.declare("ledger", "TCP", two.port, workload.at, "none");
+    two.acme.publish("ledger", &["ledger"], &two.globex);
+    two.start();
+    assert_called(&two, "ledger");
+    two.until_in_sync();
+    let narrow = texts::import_with(&two.acme, &["other.example"], "{ranges: [127.0.0.0/8]}", "");
+    two.globex.meet_with(&two.acme, "", &narrow);
+    assert_eq!(two.globex.cli(&["reload"]).code, 0);
+    // At once here, and soon there.
+    assert_eq!(two.globex.service("acme/ledger"), None);
+    until_refused(&two.acme, &two.globex, "publish", 1);
+    assert_refused(&two, "ledger", "ledger.acme.example", "name-outside-suffixes", "fqdn");
+    two.globex.meet(&two.acme);
+    assert_eq!(two.globex.cli(&["reload"]).code, 0);
+    assert_called(&two, "ledger");
+    until_refused(&two.acme, &two.globex, "publish", 0);
 }

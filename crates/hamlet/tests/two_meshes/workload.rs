@@ -53,25 +53,21 @@ impl Workload {
         })
     }
 
-    /// Answers HTTP/1.1 with its name and the request's head, lower case header names.
+    /// Answers one HTTP request a connection with its name and the request's head, header names in
+    /// lower case.
     pub(crate) fn http(name: &'static str) -> Workload {
         Workload::start(move |mut stream| {
             let mut reader = BufReader::new(stream.try_clone()?);
-            loop {
-                let mut body = format!("I am {name}\n");
-                let mut line = String::new();
-                while reader.read_line(&mut line)? > 2 {
-                    let (key, value) = line.trim_end().split_once(": ").unwrap_or((line.trim_end(), ""));
-                    let key = if value.is_empty() { key.to_owned() } else { key.to_lowercase() + ": " };
-                    body += &format!("{key}{value}\n");
-                    line.clear();
-                }
-                if line.is_empty() {
-                    return Ok(());
-                }
-                let length = body.len();
-                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")?;
+            let (mut body, mut line) = (format!("I am {name}\n"), String::new());
+            while reader.read_line(&mut line)? > 2 {
+                let (key, value) = line.trim_end().split_once(": ").unwrap_or((line.trim_end(), ""));
+                let key = if value.is_empty() { key.to_owned() } else { key.to_lowercase() + ": " };
+                body += &format!("{key}{value}\n");
+                line.clear();
             }
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close");
+            write!(stream, "{head}\r\n\r\n{body}")
         })
     }
 }
