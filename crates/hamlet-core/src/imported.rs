@@ -437,8 +437,12 @@ impl ImportedSlice {
             }
             _ => false,
         };
-        let keys: Vec<Arc<str>> =
-            self.entries.iter().filter(|(k, e)| waiting(e) && !except.contains(*k)).map(|(k, _)| k.clone()).collect();
+        let keys: Vec<Arc<str>> = self
+            .entries
+            .iter()
+            .filter(|(k, e)| waiting(e) && !except.contains(*k))
+            .map(|(k, _)| k.clone())
+            .collect();
         let admitted = |s: &Staged| {
             let heard = s.next.as_ref().and_then(|e| e.heard.as_ref());
             heard.is_some_and(|h| h.verdict == Verdict::Admitted)
@@ -503,7 +507,8 @@ impl ImportedSlice {
     /// Whether what is staged turns an admission into a refusal or the other way round.
     pub fn changes_verdict(&self, staged: &Staged) -> bool {
         let admitted = |entry: &Entry| Some(entry.heard.as_ref()?.verdict == Verdict::Admitted);
-        let (old, new) = (self.entries.get(&staged.key).and_then(admitted), staged.next.as_ref().and_then(admitted));
+        let (old, new) =
+            (self.entries.get(&staged.key).and_then(admitted), staged.next.as_ref().and_then(admitted));
         old.zip(new).is_some_and(|(old, new)| old != new)
     }
 

@@ -316,7 +316,9 @@ fn an_abandoned_batch_gives_every_name_back_although_one_change_took_anothers() 
     let mut s = ImportedSlice::new(peer, "t", Arc::new(decode), leases.clone());
     s.set_rules(rules("acme.example"), ImportLimits::default(), GuardSettings::default());
     take(&mut s, "a", "one.acme.example").unwrap();
-    let offer = |s: &mut ImportedSlice, key: &str, fqdn: &'static str| s.offer(key, Bytes::from_static(fqdn.as_bytes()), T0);
+    let offer = |s: &mut ImportedSlice, key: &str, fqdn: &'static str| {
+        s.offer(key, Bytes::from_static(fqdn.as_bytes()), T0)
+    };
     let staged = vec![offer(&mut s, "a", "two.acme.example"), offer(&mut s, "b", "one.acme.example")];
     assert!(staged.iter().all(|s| s.answer.is_ok()));
     s.abandon(staged, T0);

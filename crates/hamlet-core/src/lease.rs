@@ -103,7 +103,9 @@ impl NameLeases {
 impl Leases {
     fn bind(&mut self, name: Fqdn, holder: &ServiceId) {
         let lease = Lease { holder: holder.clone(), released: None };
-        let Some(Lease { holder, released: Some(at) }) = self.bound.insert(name.clone(), lease) else { return };
+        let Some(Lease { holder, released: Some(at) }) = self.bound.insert(name.clone(), lease) else {
+            return;
+        };
         if let Some(released) = self.released.get_mut(&holder.owner) {
             released.remove(&(at, name));
         }

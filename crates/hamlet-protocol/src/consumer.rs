@@ -241,8 +241,15 @@ impl ConsumerSession {
 
     /// Decides on what came, up to a bookmark or a repeated key. `None` if nothing came.
     pub fn batch(&mut self, slice: &mut ImportedSlice, now: Duration) -> Option<Batch> {
-        let mut batch =
-            Batch { changes: vec![], answers: vec![], staged: vec![], upserted: vec![], deleted: vec![], bookmark: None, messages: 0 };
+        let mut batch = Batch {
+            changes: vec![],
+            answers: vec![],
+            staged: vec![],
+            upserted: vec![],
+            deleted: vec![],
+            bookmark: None,
+            messages: 0,
+        };
         let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
         while batch.answers.len() < BATCH_MAX {
             match self.inbox.front().map(|(item, _)| item) {

@@ -175,7 +175,12 @@ impl Dialler {
         } else {
             Connection::Down { next_attempt: None }
         };
-        tracing::info!(peer = %self.link.peer(), reason = %end.message, "not connected");
+        // The same again is no news.
+        if self.link.status().last_error.as_ref() == Some(&end.message) {
+            tracing::debug!(peer = %self.link.peer(), reason = %end.message, "not connected");
+        } else {
+            tracing::info!(peer = %self.link.peer(), reason = %end.message, "not connected");
+        }
         self.link.set_connection(connection, Some(end.message.clone()));
     }
 

@@ -57,11 +57,7 @@ impl LinkConfig {
     /// The codec of a stream with this peer.
     pub(crate) fn codec(&self) -> V2Codec {
         let limits = self.import.as_ref().map(|i| i.limits).unwrap_or_default();
-        V2Codec {
-            resource_url: TYPE_URL,
-            context: self.context.clone(),
-            message_bytes: limits.message_bytes,
-        }
+        V2Codec { resource_url: TYPE_URL, context: self.context.clone(), message_bytes: limits.message_bytes }
     }
 }
 
@@ -509,8 +505,10 @@ impl Link {
         };
         let (counts, refused, expired, withheld, guard_end) = {
             let slice = self.state.slice.lock();
-            let refused =
-                slice.refused().take(1_000).map(|(k, r, older)| (one_line(k, KEY_SHOWN), r.to_string(), older));
+            let refused = slice
+                .refused()
+                .take(1_000)
+                .map(|(k, r, older)| (one_line(k, KEY_SHOWN), r.to_string(), older));
             let refused = refused.collect();
             let withheld: Vec<String> = slice.withheld().take(1_000).map(|(k, _)| k.to_string()).collect();
             let guard_end = slice.withheld().map(|(_, until)| until).min();

@@ -73,8 +73,11 @@ fn look() -> impl Strategy<Value = Look> {
 
 fn published(unread: bool) -> impl Strategy<Value = Published> {
     let ready = if unread { prop::bool::weighted(0.8).boxed() } else { Just(true).boxed() };
-    (prop::collection::vec(look(), KEYS), 0..=SHARED, ready)
-        .prop_map(|(looks, shared, ready)| Published { looks, shared, ready })
+    (prop::collection::vec(look(), KEYS), 0..=SHARED, ready).prop_map(|(looks, shared, ready)| Published {
+        looks,
+        shared,
+        ready,
+    })
 }
 
 fn op(hello: bool) -> impl Strategy<Value = Op> {
@@ -374,7 +377,8 @@ impl World {
         match me.session.next(now) {
             Ok(Some(said)) => {
                 me.check_said(&said);
-                if let Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Proof(proof)) }) = &said
+                if let Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Proof(proof)) }) =
+                    &said
                     && proof.verdict == ext::proof::Verdict::Equal as i32
                 {
                     let theirs = other.bookmarks[&proof.seq];
@@ -492,8 +496,8 @@ impl World {
     fn act(&mut self, op: &Op) {
         match op {
             Op::Publish(side, published) => self.sides[*side].publish(published.clone()),
-            Op::Write(side, n) => (0..*n).for_each(|_| drop(self.write(*side))),
-            Op::Read(side, n) => (0..*n).for_each(|_| drop(self.read(*side))),
+            Op::Write(side, n) => while_more(*n, || self.write(*side)),
+            Op::Read(side, n) => while_more(*n, || self.read(*side)),
             Op::Begin(side) => self.sides[*side].begin(self.now),
             Op::Finish(side, ok) => self.finish(*side, *ok),
             Op::Wait(ms) => self.wait(Duration::from_millis((*ms).into())),
@@ -533,6 +537,15 @@ impl World {
             let proven = !consumer.hello || owner.session.owner.as_ref().is_some_and(|o| o.proven());
             shown.collect::<BTreeMap<_, _>>() == owner.expected() && proven
         })
+    }
+}
+
+/// Does a step up to `n` times, as long as there is something to do.
+fn while_more(n: u8, mut step: impl FnMut() -> bool) {
+    for _ in 0..n {
+        if !step() {
+            return;
+        }
     }
 }
 

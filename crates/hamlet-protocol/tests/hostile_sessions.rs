@@ -112,7 +112,9 @@ fn the_last_possible_round_number_is_followed_by_the_first() {
         consumer.finish(&mut s, batch, Ok(()), T0);
         consumer.tick(&mut s, Duration::from_secs(3600));
         let asked = std::iter::from_fn(|| consumer.next_out()).find_map(|out| match out {
-            Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Held(held)) }) => Some(held.round),
+            Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Held(held)) }) => {
+                Some(held.round)
+            }
             _ => None,
         });
         assert_eq!(asked, Some(next));
@@ -132,7 +134,8 @@ fn an_owner_that_must_begin_anew_survives_the_last_possible_round_number() {
     let mut s = session(false, "", &view);
     s.receive(subscribe(true, ""), T0).unwrap();
     while s.next(T0).unwrap().is_some() {}
-    let ack = IncomingRequest { nonce: "1".into(), status: Some((0, String::new())), ..IncomingRequest::default() };
+    let ack =
+        IncomingRequest { nonce: "1".into(), status: Some((0, String::new())), ..IncomingRequest::default() };
     s.receive(request(ack), T0).unwrap();
     while s.next(T0).unwrap().is_some() {}
     let held = ext::Held { round: u32::MAX, full: true, ..ext::Held::default() };
@@ -155,7 +158,10 @@ fn nothing_counts_before_a_dialler_has_shown_the_context_value() {
         let offer = IncomingOffer { context: context.into(), ..upsert("ledger", value.clone()) };
         let mut s = session(false, "open sesame", &View::new(TYPE_URL));
         let outcome: Result<(), StreamEnd> = s.receive(offered(offer), T0);
-        assert_eq!(outcome.as_ref().map_err(|e| e.code), if taken { Ok(&()) } else { Err(Code::Unauthenticated) });
+        assert_eq!(
+            outcome.as_ref().map_err(|e| e.code),
+            if taken { Ok(&()) } else { Err(Code::Unauthenticated) }
+        );
         assert_eq!(s.consumer.has_work(), taken);
         if taken {
             assert_eq!(*s.class(), PeerClass::Foreign);
@@ -299,7 +305,9 @@ fn a_foreign_consumer_that_can_take_nothing_is_offered_all_again_and_loses_no_de
 fn only_the_nonce_as_it_was_sent_is_an_answer() {
     let (view, versions) = (View::new(TYPE_URL), VersionCounter::default());
     view.set(&views(["cart".to_owned()]), true, &versions);
-    for (nonce, known) in [("1", true), ("+1", false), ("01", false), (" 1", false), ("18446744073709551617", false)] {
+    for (nonce, known) in
+        [("1", true), ("+1", false), ("01", false), (" 1", false), ("18446744073709551617", false)]
+    {
         let mut s = session(false, "", &view);
         s.receive(subscribe(false, ""), T0).unwrap();
         while s.next(T0).unwrap().is_some() {}

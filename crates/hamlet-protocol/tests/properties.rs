@@ -34,7 +34,7 @@ fn cases(cases: u32) -> ProptestConfig {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Hear(Incoming),
+    Hear(Box<Incoming>),
     Commit(bool),
     Speak(u8),
     Wait(u32),
@@ -79,12 +79,18 @@ fn control() -> impl Strategy<Value = ext::Control> {
         let lengths = [prop::collection::vec(any::<u8>(), 32), prop::collection::vec(any::<u8>(), 0..40)];
         prop::strategy::Union::new(lengths).prop_map(Bytes::from)
     };
-    let held = (round(), root(), any::<bool>())
-        .prop_map(|(round, root, full)| ext::Held { round, root, full, ..ext::Held::default() });
-    let hello = (any::<u32>(), prop::option::of((round(), root())), "\\PC{0,200}").prop_map(|(version, held, agent)| {
-        let held = held.map(|(round, root)| ext::Held { round, root, ..ext::Held::default() });
-        ext::control::Kind::Hello(ext::Hello { version, held, agent, ..ext::Hello::default() })
+    let held = (round(), root(), any::<bool>()).prop_map(|(round, root, full)| ext::Held {
+        round,
+        root,
+        full,
+        ..ext::Held::default()
     });
+    let hello = (any::<u32>(), prop::option::of((round(), root())), "\\PC{0,200}").prop_map(
+        |(version, held, agent)| {
+            let held = held.map(|(round, root)| ext::Held { round, root, ..ext::Held::default() });
+            ext::control::Kind::Hello(ext::Hello { version, held, agent, ..ext::Hello::default() })
+        },
+    );
     let kind = prop_oneof![
         2 => hello,
         2 => held.prop_map(ext::control::Kind::Held),
@@ -105,14 +111,19 @@ fn control() -> impl Strategy<Value = ext::Control> {
 }
 
 fn request() -> impl Strategy<Value = IncomingRequest> {
-    let status = prop::option::weighted(0.9, (prop_oneof![3 => Just(0), 2 => Just(14), 1 => any::<i32>()], "\\PC{0,9}"));
-    let answer = (nonce(), status).prop_map(|(nonce, status)| IncomingRequest { nonce, status, ..Default::default() });
+    let status = prop::option::weighted(
+        0.9,
+        (prop_oneof![3 => Just(0), 2 => Just(14), 1 => any::<i32>()], "\\PC{0,9}"),
+    );
+    let answer =
+        (nonce(), status).prop_map(|(nonce, status)| IncomingRequest { nonce, status, ..Default::default() });
     let plain = (url(), prop::option::of(control())).prop_map(|(resource_url, control)| IncomingRequest {
         resource_url,
         control,
         ..Default::default()
     });
-    let spoken = control().prop_map(|control| IncomingRequest { control: Some(control), ..Default::default() });
+    let spoken =
+        control().prop_map(|control| IncomingRequest { control: Some(control), ..Default::default() });
     prop_oneof![4 => answer, 1 => plain, 4 => spoken]
 }
 
@@ -125,7 +136,7 @@ fn incoming() -> impl Strategy<Value = Incoming> {
 fn step() -> impl Strategy<Value = Step> {
     let names = prop::collection::vec(0..6u8, 0..6);
     prop_oneof![
-        12 => incoming().prop_map(Step::Hear),
+        12 => incoming().prop_map(|i| Step::Hear(Box::new(i))),
         4 => prop::bool::weighted(0.7).prop_map(Step::Commit),
         5 => (1..8u8).prop_map(Step::Speak),
         2 => prop_oneof![0..20_000u32, any::<u32>()].prop_map(Step::Wait),
@@ -146,8 +157,12 @@ struct Fed {
 
 impl Fed {
     fn new(dialled: bool, extensions: bool, services: usize) -> Fed {
-        let mut slice =
-            ImportedSlice::new(PeerName::parse("bank").unwrap(), TYPE_URL, Arc::new(decode), NameLeases::new());
+        let mut slice = ImportedSlice::new(
+            PeerName::parse("bank").unwrap(),
+            TYPE_URL,
+            Arc::new(decode),
+            NameLeases::new(),
+        );
         let limits = ImportLimits { services, ..ImportLimits::default() };
         slice.set_rules(Some(rules("bank")), limits, GuardSettings::default());
         let view = View::new(TYPE_URL);
@@ -155,7 +170,8 @@ impl Fed {
             peer: "bank".to_owned(),
             dialled,
             context: Secret::default(),
-            hello: extensions.then(|| ext::Hello { held: Some(ext::Held::default()), ..ext::Hello::default() }),
+            hello: extensions
+                .then(|| ext::Hello { held: Some(ext::Held::default()), ..ext::Hello::default() }),
             extensions_required: false,
             view: view.clone(),
         };
@@ -167,7 +183,7 @@ impl Fed {
     /// `false` when the stream has ended.
     fn take(&mut self, step: Step) -> bool {
         match step {
-            Step::Hear(incoming) => return self.hear(incoming),
+            Step::Hear(incoming) => return self.hear(*incoming),
             Step::Commit(ok) => self.commit(ok),
             Step::Speak(n) => return (0..n).all(|_| self.speak() != Some(false)),
             Step::Wait(ms) => {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use hamlet_core::service::limits::MESSAGE_BYTES;
 use hamlet_core::view::{Change, Offer};
 use hamlet_core::{
-    DnsLabel, Endpoint, EndpointAddress, FederatedService, Fqdn, Instance, Protocol, Rejection, RejectionCode,
-    ServiceName, SpiffeId,
+    DnsLabel, Endpoint, EndpointAddress, FederatedService, Fqdn, Instance, Protocol, Rejection,
+    RejectionCode, ServiceName, SpiffeId,
 };
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
 use hamlet_protocol::dialect::v1alpha2::{V2Codec, read};
@@ -49,8 +49,13 @@ fn service() -> FederatedService {
         description: "Bücher".to_owned(),
         tags: texts(&["prod", "b"]),
         labels: [label("zone", "b"), label("app", "x"), label("Team", "ä")].into(),
-        endpoints: vec![endpoint("192.0.2.7", 7444, &["east"], "one"), endpoint("2001:db8::7", 65535, &[], "")],
-        sans: ["gateway", "gateway2"].map(|g| SpiffeId::parse(&format!("spiffe://bank.example/{g}")).unwrap()).into(),
+        endpoints: vec![
+            endpoint("192.0.2.7", 7444, &["east"], "one"),
+            endpoint("2001:db8::7", 65535, &[], ""),
+        ],
+        sans: ["gateway", "gateway2"]
+            .map(|g| SpiffeId::parse(&format!("spiffe://bank.example/{g}")).unwrap())
+            .into(),
         instances: vec![
             Instance {
                 id: DnsLabel::parse("http").unwrap(),
@@ -185,7 +190,11 @@ fn every_message_is_written_as_python_writes_it() {
 #[test]
 fn every_request_of_python_is_read_as_it_was_meant() {
     let context = || CONTEXT.to_owned();
-    let base = || IncomingRequest { resource_url: TYPE_URL.to_owned(), context: context(), ..IncomingRequest::default() };
+    let base = || IncomingRequest {
+        resource_url: TYPE_URL.to_owned(),
+        context: context(),
+        ..IncomingRequest::default()
+    };
     let answer = |code, message: &str| IncomingRequest {
         nonce: "7".to_owned(),
         status: Some((code, message.to_owned())),
@@ -211,7 +220,8 @@ fn every_request_of_python_is_read_as_it_was_meant() {
 
 #[test]
 fn every_change_of_python_is_read_as_it_was_meant() {
-    for (bytes, operation) in [(golden!("upsert"), Operation::Upsert), (golden!("delete"), Operation::Delete)] {
+    for (bytes, operation) in [(golden!("upsert"), Operation::Upsert), (golden!("delete"), Operation::Delete)]
+    {
         let expected = IncomingOffer {
             nonce: "42".to_owned(),
             resource_url: TYPE_URL.to_owned(),

@@ -158,6 +158,7 @@ mod tests {
             description: description(version),
             tags: vec![],
             labels: BTreeMap::new(),
+            egress: vec![],
             instances: vec![],
             published_to: vec![],
             sans: vec![],

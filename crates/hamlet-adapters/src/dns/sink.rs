@@ -118,7 +118,7 @@ impl DnsServer {
     /// Answers until the shutdown begins. Each question is answered from the zone that `zone` holds
     /// at that moment.
     pub async fn run(self, zone: Arc<ArcSwap<Zone>>, spawner: Spawner, shutdown: Shutdown) {
-        tracing::info!(address = %self.addr, "DNS listens");
+        tracing::debug!(address = %self.addr, "DNS listens");
         let udp = Arc::new(self.udp);
         for _ in 0..config::UDP_TASKS {
             let serve = serve_udp(udp.clone(), zone.clone(), self.counters.clone(), shutdown.clone());

@@ -63,7 +63,7 @@ pub struct InstanceStatus {
     pub protocol: String,
     /// The port that consumers use; absent when the owner names none.
     pub port: Option<u16>,
-    /// Imported: address and port of the egress listener, when it has one.
+    /// Imported: address and port behind the instance's own name, when it has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<String>,
     /// Local: where the ingress forwards to.
@@ -124,6 +124,9 @@ pub struct ServiceStatus {
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Imported: addresses and ports behind the fqdn itself, one a port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
     /// Ways to reach it.
     pub instances: Vec<InstanceStatus>,
     /// Local: the peers that can see it.

@@ -112,6 +112,7 @@ pub(crate) fn service(name: &str, fqdn: &str, peer: Option<&str>) -> ServiceStat
         description: String::new(),
         tags: vec![],
         labels: Default::default(),
+        egress: vec![],
         instances: vec![instance],
         published_to: vec![],
         sans: vec![],

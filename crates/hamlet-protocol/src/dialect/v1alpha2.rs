@@ -371,7 +371,8 @@ mod tests {
         };
         let message = pb::BidirectionalStream { request: Some(request), response: Some(response) };
         let bytes = message.encode_to_vec();
-        let (fits, over) = (read(&bytes[..], bytes.len()).unwrap(), read(&bytes[..], bytes.len() - 1).unwrap());
+        let (fits, over) =
+            (read(&bytes[..], bytes.len()).unwrap(), read(&bytes[..], bytes.len() - 1).unwrap());
         assert_eq!(fits, incoming(message, bytes.len()));
         let whole = fits.offer.unwrap();
         assert_eq!(over.offer.unwrap(), IncomingOffer { resource: None, ..whole });

@@ -43,7 +43,8 @@ impl Stage {
         let shop = Agent::restart("shop", shop_ca, MemoryStore::new(), &bank.ca, "bank", address).await;
         shop.publish("bank", &[]);
         bank.publish_to(&["shop", "evil"], &names(&["ledger"]));
-        eventually("the honest peer has the service", GENEROUS, || shop.imports() == ["ledger.bank.example"]).await;
+        eventually("the honest peer has the service", GENEROUS, || shop.imports() == ["ledger.bank.example"])
+            .await;
         Stage { bank, shop, evil, leaf }
     }
 

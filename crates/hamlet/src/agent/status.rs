@@ -84,6 +84,7 @@ impl Agent {
                 programming: programming(i, own),
             }
         });
+        let bare = egress.iter().filter(|e| e.name == service.fqdn && e.id == service.id);
         ServiceStatus {
             name: service.id.to_string(),
             fqdn: service.fqdn.to_string(),
@@ -92,6 +93,7 @@ impl Agent {
             description: one_line(&service.description, 512),
             tags: service.tags.iter().map(|t| one_line(t, 256)).collect(),
             labels: service.labels.iter().map(|(k, v)| (one_line(k, 64), one_line(v, 256))).collect(),
+            egress: bare.filter_map(|e| e.listen).map(|at| at.to_string()).collect(),
             instances: instances.collect(),
             published_to: vec![],
             sans: service.sans.iter().map(ToString::to_string).collect(),
@@ -156,6 +158,7 @@ fn local_status(service: &LocalService, config: &Config) -> ServiceStatus {
         description: service.description.clone(),
         tags: service.tags.clone(),
         labels: service.labels.clone(),
+        egress: vec![],
         instances: instances.collect(),
         published_to: published(config).peers_of(service).iter().map(ToString::to_string).collect(),
         sans: vec![],

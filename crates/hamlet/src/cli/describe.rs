@@ -111,7 +111,8 @@ fn peer(peer: &PeerStatus) -> Page {
     page.field("Since", human_age(peer.state_age_ms));
     if let Some(hello) = &peer.hello {
         let capabilities = hello.capabilities.join(", ");
-        page.field("Agent", format!("{}, extensions {}: {capabilities}", hello.agent, hello.version));
+        let colon = if capabilities.is_empty() { "" } else { ": " };
+        page.field("Agent", format!("{}, extensions {}{colon}{capabilities}", hello.agent, hello.version));
     }
     if peer.attempts > 0 {
         page.field("Failed attempts", peer.attempts.to_string());
@@ -179,6 +180,7 @@ fn service(service: &ServiceStatus) -> Page {
     page.field("Name in DNS", &service.fqdn);
     page.field("Origin", service.origin.to_string());
     page.field("Standing", service.standing.to_string());
+    page.list("Egress", &service.egress);
     page.option("Description", Some(&service.description).filter(|d| !d.is_empty()));
     page.list("Tags", &service.tags);
     page.list("Labels", service.labels.iter().map(|(k, v)| format!("{k}={v}")));

@@ -101,7 +101,7 @@ async fn get<T: Tabled>(args: &GetArgs, out: &mut Out) -> anyhow::Result<Exit> {
             let item: T = client.one(name).await.map_err(Failure::from)?;
             match args.output {
                 Format::Json | Format::Yaml => write_document(&item, args.output, out)?,
-                _ => write_rows(std::slice::from_ref(&item), args.output, true, out)?,
+                _ => write_rows(std::slice::from_ref(&item), args.output, true, &mut vec![], out)?,
             }
         }
         None => {
@@ -109,7 +109,7 @@ async fn get<T: Tabled>(args: &GetArgs, out: &mut Out) -> anyhow::Result<Exit> {
             match args.output {
                 Format::Json | Format::Yaml => write_document(&list, args.output, out)?,
                 _ if list.items.is_empty() => output::say(&format!("no {}", T::KIND.plural())),
-                _ => write_rows(&list.items, args.output, true, out)?,
+                _ => write_rows(&list.items, args.output, true, &mut vec![], out)?,
             }
         }
     }
@@ -127,7 +127,14 @@ pub(super) fn write_document<T: Serialize>(value: &T, format: Format, out: &mut 
     Ok(())
 }
 
-fn write_rows<T: Tabled>(items: &[T], format: Format, header: bool, out: &mut Out) -> std::io::Result<()> {
+/// Rows; without a header they stand below those that had `widths`.
+fn write_rows<T: Tabled>(
+    items: &[T],
+    format: Format,
+    header: bool,
+    widths: &mut Vec<u16>,
+    out: &mut Out,
+) -> std::io::Result<()> {
     if format == Format::Name {
         for item in items {
             writeln!(out, "{}", kind_and_name(T::KIND, item.name()))?;
@@ -135,7 +142,7 @@ fn write_rows<T: Tabled>(items: &[T], format: Format, header: bool, out: &mut Ou
         return Ok(());
     }
     let style = Style { wide: format == Format::Wide, header, colour: out.colour };
-    let text = table::render::<T>(items.iter().map(Tabled::cells), style);
+    let text = table::render::<T>(items.iter().map(Tabled::cells), style, widths);
     out.write_all(text.as_bytes())
 }
 
@@ -143,24 +150,34 @@ fn kind_and_name(kind: Kind, name: &str) -> String {
     format!("{}/{}", kind.singular(), one_line(name, 512))
 }
 
+/// What a watch has shown.
+#[derive(Default)]
+struct Shown {
+    /// By name, what a row says; `None` before the first list.
+    rows: Option<BTreeMap<String, Vec<table::Cell>>>,
+    /// Of the columns.
+    widths: Vec<u16>,
+}
+
 /// The first list whole, then what changed in each further one, until the agent stops.
 async fn watch<T: Tabled>(args: &GetArgs, client: &Client, out: &mut Out) -> anyhow::Result<Exit> {
     let mut lists = client.watch::<T>().await.map_err(Failure::from)?;
-    let mut known: Option<BTreeMap<String, Vec<table::Cell>>> = None;
+    let mut shown = Shown::default();
     loop {
         let list = lists.next().await.map_err(Failure::from)?;
         let list = match &args.name {
             None => list,
-            Some(name) => only(list, name, known.is_none())?,
+            Some(name) => only(list, name, shown.rows.is_none())?,
         };
         match args.output {
             Format::Json => writeln!(out, "{}", serde_json::to_string(&list)?)?,
             Format::Yaml => write!(out, "---\n{}", serde_saphyr::to_string(&list)?)?,
-            _ => write_changes(&list, known.as_ref(), args.output, out)?,
+            _ => write_changes(&list, &mut shown, args.output, out)?,
         }
         out.flush()?;
-        let now = list.items.iter().map(|i| (i.name().to_owned(), i.fingerprint()));
-        known = Some(now.collect());
+        let wide = args.output == Format::Wide;
+        let now = list.items.iter().map(|i| (i.name().to_owned(), i.fingerprint(wide)));
+        shown.rows = Some(now.collect());
     }
 }
 
@@ -185,21 +202,23 @@ fn only<T: Tabled>(list: List<T>, name: &str, first: bool) -> Result<List<T>, Fa
 
 fn write_changes<T: Tabled>(
     list: &List<T>,
-    known: Option<&BTreeMap<String, Vec<table::Cell>>>,
+    shown: &mut Shown,
     format: Format,
     out: &mut Out,
 ) -> std::io::Result<()> {
-    let Some(known) = known else { return write_rows(&list.items, format, true, out) };
+    let (wide, widths) = (format == Format::Wide, &mut shown.widths);
+    let Some(known) = &shown.rows else { return write_rows(&list.items, format, true, widths, out) };
     let changed: Vec<T> =
-        list.items.iter().filter(|i| known.get(i.name()) != Some(&i.fingerprint())).cloned().collect();
-    write_rows(&changed, format, false, out)?;
+        list.items.iter().filter(|i| known.get(i.name()) != Some(&i.fingerprint(wide))).cloned().collect();
+    write_rows(&changed, format, false, widths, out)?;
     let present: BTreeSet<&str> = list.items.iter().map(Listed::name).collect();
     for name in known.keys().filter(|name| !present.contains(name.as_str())) {
         if format == Format::Name {
             writeln!(out, "{} (removed)", kind_and_name(T::KIND, name))?;
         } else {
-            let style = Style { wide: format == Format::Wide, header: false, colour: out.colour };
-            out.write_all(table::render::<T>([table::removed::<T>(name)], style).as_bytes())?;
+            let style = Style { wide, header: false, colour: out.colour };
+            let text = table::render::<T>([table::removed::<T>(name)], style, widths);
+            out.write_all(text.as_bytes())?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! All text is escaped to one line before it is shown: much of it was written by a peer.
 
-use comfy_table::{Color, ContentArrangement, Table, presets};
+use comfy_table::{Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use hamlet_admin::api::{
     ImportStatus, Listed, PeerState, PeerStatus, Programming, Proof, PublicationStatus, ServiceStatus,
     Standing, human_age,
@@ -11,6 +11,8 @@ use hamlet_core::rejection::one_line;
 
 /// Longest cell, in bytes.
 const CELL_BYTES: usize = 160;
+/// Blanks between columns.
+const GAP: u16 = 3;
 
 /// How a cell is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,10 +67,10 @@ pub(super) trait Tabled: Listed {
     /// One cell a column.
     fn cells(&self) -> Vec<Cell>;
 
-    /// What a watch compares: all that doesn't move by itself.
-    fn fingerprint(&self) -> Vec<Cell> {
+    /// What a watch compares: all that it shows and that doesn't move by itself.
+    fn fingerprint(&self, wide: bool) -> Vec<Cell> {
         let pairs = self.cells().into_iter().zip(Self::COLUMNS);
-        pairs.filter(|(_, column)| !column.moving).map(|(cell, _)| cell).collect()
+        pairs.filter(|(_, column)| !column.moving && (wide || !column.wide)).map(|(cell, _)| cell).collect()
     }
 }
 
@@ -80,8 +82,13 @@ pub(super) struct Style {
     pub(super) colour: bool,
 }
 
-/// The rows as text, each ending in a line end.
-pub(super) fn render<T: Tabled>(rows: impl IntoIterator<Item = Vec<Cell>>, style: Style) -> String {
+/// The rows as text, each ending in a line end. Columns are at least as wide as `widths`, which
+/// grow with them, so that later rows stand below earlier ones.
+pub(super) fn render<T: Tabled>(
+    rows: impl IntoIterator<Item = Vec<Cell>>,
+    style: Style,
+    widths: &mut Vec<u16>,
+) -> String {
     let shown = |column: &Column| style.wide || !column.wide;
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -98,8 +105,12 @@ pub(super) fn render<T: Tabled>(rows: impl IntoIterator<Item = Vec<Cell>>, style
         let cells = row.into_iter().zip(T::COLUMNS).filter(|(_, column)| shown(column));
         table.add_row(cells.map(|(cell, _)| drawn(cell)).collect::<Vec<_>>());
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 3));
+    let needed = table.column_max_content_widths();
+    widths.resize(needed.len().max(widths.len()), 0);
+    for ((column, needed), width) in table.column_iter_mut().zip(needed).zip(widths) {
+        *width = needed.max(*width);
+        column.set_padding((0, GAP));
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(*width + GAP)));
     }
     let mut text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     if table.is_empty() && !style.header {
@@ -211,7 +222,6 @@ impl Tabled for ServiceStatus {
             .iter()
             .map(|i| format!("{}:{}", i.protocol.to_lowercase(), port(i.port)))
             .collect();
-        let egress: Vec<_> = self.instances.iter().filter_map(|i| i.egress.as_deref()).collect();
         let reasons = self.instances.iter().filter_map(|i| match &i.programming {
             Programming::Programmed => None,
             Programming::Shared { reason, .. } | Programming::NotProgrammed { reason, .. } => {
@@ -234,7 +244,7 @@ impl Tabled for ServiceStatus {
             toned(format!("{callable}/{all}"), shade),
             cell(self.published_to.join(",")),
             toned(self.standing.to_string(), standing),
-            cell(egress.join(",")),
+            cell(self.egress.join(",")),
             cell(why.join("; ")),
         ]
     }
@@ -299,10 +309,10 @@ mod tests {
         let bad = PeerStatus { name: "a\n\x1b[31mb\u{202e}".into(), ..Default::default() };
         let good = PeerStatus { name: "acme".into(), ..Default::default() };
         let style = Style { wide: true, header: true, colour: false };
-        let text = render::<PeerStatus>([bad.cells(), good.cells()], style);
+        let text = render::<PeerStatus>([bad.cells(), good.cells()], style, &mut vec![]);
         assert_eq!(text.lines().count(), 3);
         assert!(!text.contains('\x1b') && !text.contains('\u{202e}'));
-        let painted = render::<PeerStatus>([good.cells()], Style { colour: true, ..style });
+        let painted = render::<PeerStatus>([good.cells()], Style { colour: true, ..style }, &mut vec![]);
         assert!(painted.contains('\x1b'));
     }
 
@@ -311,8 +321,24 @@ mod tests {
         let a = PeerStatus { state_age_ms: 1000, ..Default::default() };
         let b = PeerStatus { state_age_ms: 9000, ..Default::default() };
         let c = PeerStatus { attempts: 1, state: PeerState::Paused, ..Default::default() };
-        assert_eq!(a.fingerprint(), b.fingerprint());
-        assert_ne!(a.fingerprint(), c.fingerprint());
+        assert_eq!(a.fingerprint(false), b.fingerprint(false));
+        assert_ne!(a.fingerprint(false), c.fingerprint(false));
+        let moved = PeerStatus { address: Some("agent.globex.example:7443".into()), ..a.clone() };
+        assert_eq!(a.fingerprint(false), moved.fingerprint(false), "a column that isn't shown");
+        assert_ne!(a.fingerprint(true), moved.fingerprint(true));
+    }
+
+    #[test]
+    fn later_rows_stand_below_the_first_ones() {
+        let long = PeerStatus { name: "a-rather-long-name".into(), ..Default::default() };
+        let short = PeerStatus { name: "b".into(), ..Default::default() };
+        let style = Style { wide: false, header: true, colour: false };
+        let mut widths = vec![];
+        let first = render::<PeerStatus>([long.cells()], style, &mut widths);
+        render::<PeerStatus>([], Style { header: false, ..style }, &mut widths);
+        let later = render::<PeerStatus>([short.cells()], Style { header: false, ..style }, &mut widths);
+        let column = |text: &str| text.lines().last().and_then(|l| l.find("Connecting"));
+        assert_eq!(column(&later), column(&first));
     }
 
     #[test]

@@ -183,6 +183,7 @@ fn service(name: &str, fqdn: &str, origin: Origin, instance: InstanceStatus) -> 
         description: String::new(),
         tags: vec![],
         labels: Default::default(),
+        egress: vec![],
         instances: vec![instance],
         published_to: vec![],
         sans: vec![],
@@ -207,7 +208,9 @@ fn services() -> Vec<ServiceStatus> {
     local.published_to = vec!["globex".into(), "initech".into()];
     let mut held = service("globex/raw", "raw.globex.example", globex(), raw);
     held.standing = Standing::Held;
-    vec![local, service("globex/ledger", "ledger.globex.example", globex(), ledger), held]
+    let mut imported = service("globex/ledger", "ledger.globex.example", globex(), ledger);
+    imported.egress = vec!["127.64.3.8:80".into()];
+    vec![local, imported, held]
 }
 
 /// The fake, served until it is stopped.

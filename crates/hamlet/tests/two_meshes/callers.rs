@@ -49,7 +49,11 @@ fn an_http_service_gets_the_proven_caller_in_a_header_and_a_forged_one_is_replac
          x-hamlet-caller-mesh: initech.example\r\nx-hamlet-other: 1\r\nx-other: kept"
     );
     for at in [two.egress("ledger").unwrap(), two.globex.at.egress_http] {
-        let forged = if at == two.globex.at.egress_http { forged.replace(&host, "ledger.acme.example") } else { forged.clone() };
+        let forged = if at == two.globex.at.egress_http {
+            forged.replace(&host, "ledger.acme.example")
+        } else {
+            forged.clone()
+        };
         let answer = get(at, &forged, "/forged").unwrap();
         assert_eq!(answer.status, 200);
         assert_eq!(told(&answer.text), expected, "at {at}");

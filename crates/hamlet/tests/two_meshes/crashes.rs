@@ -66,7 +66,8 @@ fn a_killed_consumer_serves_what_it_had_at_the_same_addresses_before_it_reaches_
     let (ledger, raw) = (Workload::http("ledger"), Workload::echo());
     let mut two = two_with_ledger_and_raw(&ledger, &raw);
     let addresses = |two: &Two| {
-        let names = ["ledger.acme.example", "http.ledger.acme.example", "raw.acme.example", "tcp.raw.acme.example"];
+        let names =
+            ["ledger.acme.example", "http.ledger.acme.example", "raw.acme.example", "tcp.raw.acme.example"];
         names.map(|name| address(&two.globex, name))
     };
     let before = addresses(&two);
@@ -80,9 +81,11 @@ fn a_killed_consumer_serves_what_it_had_at_the_same_addresses_before_it_reaches_
     assert_eq!(addresses(&two), before);
     assert_eq!(resolve(&two.globex, "nobody.acme.example").code, 5);
     assert_eq!(two.globex.service("acme/raw").unwrap()["standing"], "held");
-    until("its listeners are there again", || match connect((*before[0].as_ref().unwrap(), two.port).into()) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string()),
+    until("its listeners are there again", || {
+        match connect((*before[0].as_ref().unwrap(), two.port).into()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
     });
     two.globex.kill();
     two.globex.start();

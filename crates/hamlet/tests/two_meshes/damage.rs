@@ -27,9 +27,10 @@ fn recovers_from(what: &str, damage: impl Fn(&File, u64)) {
     two.until_in_sync();
     two.until_answers("ledger");
     assert_eq!(resolve(&two.globex, "nobody.acme.example").code, 5);
-    let aside = fs::read_dir(two.globex.data()).unwrap().flatten().any(|entry| {
-        entry.file_name().to_string_lossy().starts_with("hamlet.redb.damaged-")
-    });
+    let aside = fs::read_dir(two.globex.data())
+        .unwrap()
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("hamlet.redb.damaged-"));
     assert!(aside, "{what}: nothing was set aside");
     assert!(two.globex.log().contains("the store was damaged"), "{what}: {}", two.globex.log());
     let status = two.globex.json(&["status"]);
@@ -39,7 +40,9 @@ fn recovers_from(what: &str, damage: impl Fn(&File, u64)) {
     two.acme.stop();
     two.globex.kill();
     two.globex.start();
-    until(&format!("{what}: it is kept"), || two.globex.service("acme/ledger").ok_or_else(|| "gone".to_owned()));
+    until(&format!("{what}: it is kept"), || {
+        two.globex.service("acme/ledger").ok_or_else(|| "gone".to_owned())
+    });
     assert!(!two.globex.log().contains("panicked"), "{what}: {}", two.globex.log());
 }
 

@@ -31,7 +31,11 @@ fn a_bad_edit_keeps_the_last_good_configuration_and_every_command_names_the_plac
         // Without being asked: the folder is watched.
         let status = until(&format!("the state shows {place}"), || {
             let status = two.acme.cli(&["status"]);
-            if status.code == 3 && status.out.contains(place) { Ok(status) } else { Err(format!("{status:?}")) }
+            if status.code == 3 && status.out.contains(place) {
+                Ok(status)
+            } else {
+                Err(format!("{status:?}"))
+            }
         });
         assert!(status.out.contains("Health: degraded"), "{}", status.out);
         let reload = two.acme.cli(&["reload"]);

@@ -21,7 +21,9 @@ fn the_ready_file_tells_the_real_ports_and_sighup_takes_a_new_configuration() {
     two.acme.at.dns = ready["dns"].as_str().unwrap().parse().unwrap();
     assert_ne!(two.acme.at.dns.port(), 0);
     assert_eq!(crate::probe::resolve(&two.acme, "nobody.example").code, 5);
-    for (name, at) in [("agent", two.acme.at.agent), ("ingress", two.acme.at.ingress), ("health", two.acme.at.health)] {
+    for (name, at) in
+        [("agent", two.acme.at.agent), ("ingress", two.acme.at.ingress), ("health", two.acme.at.health)]
+    {
         assert_eq!(ready[name], at.to_string());
         assert!(connect(at).is_ok());
     }
@@ -67,7 +69,9 @@ fn health_and_metrics_are_all_that_tcp_gives() {
     for name in names.skip_while(|l| !l.starts_with("hamlet_")) {
         assert!(name.starts_with("hamlet_") && !name.starts_with("hamlet_hamlet"), "{name}");
     }
-    for line in ["hamlet_ready 1", "hamlet_services{origin=\"imported\"} 1", "hamlet_gateway_egress_listening 2"] {
+    for line in
+        ["hamlet_ready 1", "hamlet_services{origin=\"imported\"} 1", "hamlet_gateway_egress_listening 2"]
+    {
         assert!(metrics.lines().any(|l| l.trim_end_matches(".0") == line), "no {line} in {metrics}");
     }
     assert!(!metrics.contains("ledger"), "a service's name is no label");
@@ -90,10 +94,11 @@ fn sigterm_lets_connections_drain_and_a_second_one_ends_at_once() {
         connect(at).map_or(true, |mut s| echo(&mut s, "new").is_err())
     });
     echo(&mut live, "while it drains").unwrap();
-    let ready = until("it is not ready any more", || match get(two.globex.at.health, "localhost", "/readyz") {
-        Ok(answer) if answer.status == 503 => Ok(answer),
-        other => Err(format!("{other:?}")),
-    });
+    let ready =
+        until("it is not ready any more", || match get(two.globex.at.health, "localhost", "/readyz") {
+            Ok(answer) if answer.status == 503 => Ok(answer),
+            other => Err(format!("{other:?}")),
+        });
     assert!(ready.text.contains("[-]running failed: the agent is stopping"), "{ready:?}");
     two.globex.signal(Signal::SIGTERM);
     let (ended, took) = timed(|| two.globex.wait_end());
@@ -119,15 +124,22 @@ fn a_second_agent_on_the_same_data_folder_is_refused_by_name() {
     two.acme.start();
     let text = std::fs::read_to_string(two.acme.folder.join("mesh.yaml")).unwrap();
     // Listeners of its own, so that only the data folder is in the way.
-    let elsewhere: String = text.lines().map(|line| match line.split_once("listen:") {
-        Some((before, _)) => format!("{before}listen: {{agent: off, ingress: off, egressHttp: off, dns: off, admin: off}}\n"),
-        None => format!("{line}\n"),
-    }).collect();
+    let elsewhere: String = text
+        .lines()
+        .map(|line| match line.split_once("listen:") {
+            Some((before, _)) => format!(
+                "{before}listen: {{agent: off, ingress: off, egressHttp: off, dns: off, admin: off}}\n"
+            ),
+            None => format!("{line}\n"),
+        })
+        .collect();
     let folder = two.root().join("acme");
-    two.globex.write("mesh.yaml", &elsewhere.replace("identity/", &format!("{}/identity/", folder.display())));
+    two.globex
+        .write("mesh.yaml", &elsewhere.replace("identity/", &format!("{}/identity/", folder.display())));
     two.globex.write("peer-acme.yaml", "# none\n");
     let mut second = two.globex.spawn();
-    let ended = until("the second agent ends", || second.try_wait().unwrap().ok_or_else(|| "it runs".to_owned()));
+    let ended =
+        until("the second agent ends", || second.try_wait().unwrap().ok_or_else(|| "it runs".to_owned()));
     assert_eq!(ended.code(), Some(1));
     let log = two.globex.log();
     assert!(log.contains("error:") && log.contains("acme-data"), "{log}");

@@ -1,10 +1,11 @@
 //! A mesh: its folder, its addresses, and its agent as a process that dies with the test.
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use hamlet::config::init::{InitOptions, init};
@@ -218,6 +219,15 @@ impl Mesh {
         Outcome { code, out: text(output.stdout), err: text(output.stderr) }
     }
 
+    /// `hamlet ARGS --watch`, as it goes on.
+    pub(crate) fn watch(&self, args: &[&str]) -> Watch {
+        let mut command = self.command();
+        command.args(args).arg("--watch").arg("--socket").arg(self.socket()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Watch { child, lines }
+    }
+
     /// `hamlet ARGS -o json`, which must succeed (or find something degraded).
     pub(crate) fn json(&self, args: &[&str]) -> Value {
         let outcome = self.cli(&[args, &["-o", "json"]].concat());
@@ -283,6 +293,29 @@ impl Drop for Mesh {
         if std::thread::panicking() {
             eprintln!("the end of {}'s log:\n{}\n", self.name, self.log_tail());
         }
+    }
+}
+
+/// A command that goes on writing; ended when it is dropped.
+pub(crate) struct Watch {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Watch {
+    /// Reads on to the first line that fits. A line that never comes ends with the command: it
+    /// gives up when the agent is gone.
+    pub(crate) fn until_line(&mut self, fits: impl Fn(&str) -> bool) -> String {
+        let lines = self.lines.by_ref().lines().map(Result::unwrap);
+        let found = lines.into_iter().find(|line| fits(line));
+        found.expect("the watch ended without that line")
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -78,7 +78,11 @@ fn an_ordinary_user_runs_both_agents_and_a_port_that_is_denied_is_a_state_with_a
         }
         assert!(get((at, 80).into(), "web.acme.example", "/").is_err());
         let page = two.globex.cli(&["describe", "service", "acme/web"]);
-        assert!(page.out.contains("through the shared listener only") && page.out.contains(remedy), "{}", page.out);
+        assert!(
+            page.out.contains("through the shared listener only") && page.out.contains(remedy),
+            "{}",
+            page.out
+        );
     }
     let by_host = get(two.globex.at.egress_http, "web.acme.example", "/").unwrap();
     assert!(by_host.text.contains("I am web"), "{by_host:?}");

@@ -15,7 +15,11 @@ fn until_refused(mesh: &Mesh, peer: &Mesh, flow: &str, count: usize) -> Vec<Valu
         let seen = mesh.peer(peer);
         let refused = seen[flow]["refused"].as_array().cloned().unwrap_or_default();
         let total = seen[flow]["refusedTotal"].as_u64();
-        if refused.len() == count && total == Some(count as u64) { Ok(refused) } else { Err(seen.to_string()) }
+        if refused.len() == count && total == Some(count as u64) {
+            Ok(refused)
+        } else {
+            Err(seen.to_string())
+        }
     })
 }
 
@@ -78,7 +82,14 @@ fn names_outside_the_suffixes_and_in_reserved_zones_are_refused_and_their_neighb
     assert_eq!((&state["kind"], &state["refused"]), (&"in-sync".into(), &4.into()));
     // The rename that the message asks for is all it takes.
     let backends = &[workload.at];
-    let renamed = ServiceText { name: "outside", fqdn: "outside.acme.example", protocol: "TCP", port, backends, caller: "none" };
+    let renamed = ServiceText {
+        name: "outside",
+        fqdn: "outside.acme.example",
+        protocol: "TCP",
+        port,
+        backends,
+        caller: "none",
+    };
     two.acme.write("service-outside.yaml", &renamed.text());
     assert_called(&two, "outside");
     until_refused(&two.acme, &two.globex, "publish", 3);
@@ -91,12 +102,18 @@ fn endpoints_and_identities_that_the_import_does_not_allow_are_refused_until_it_
     two.acme.declare("ledger", "TCP", two.port, workload.at, "none");
     two.acme.publish("ledger", &["ledger"], &two.globex);
     let port = two.acme.at.ingress.port();
-    let import = |endpoints: &str, more: &str| texts::import_with(&two.acme, &["acme.example"], endpoints, more);
+    let import =
+        |endpoints: &str, more: &str| texts::import_with(&two.acme, &["acme.example"], endpoints, more);
     let open = format!("{{ranges: [127.0.0.0/8], ports: [{port}]}}");
     let cases = [
         // No ranges: loopback is not public.
         (format!("{{ports: [{port}]}}"), "", "endpoint-address-denied", "endpoints[0].address"),
-        (format!("{{ranges: [10.0.0.0/8], ports: [{port}]}}"), "", "endpoint-address-denied", "endpoints[0].address"),
+        (
+            format!("{{ranges: [10.0.0.0/8], ports: [{port}]}}"),
+            "",
+            "endpoint-address-denied",
+            "endpoints[0].address",
+        ),
         ("{ranges: [127.0.0.0/8], ports: [443]}".to_owned(), "", "endpoint-port-denied", "endpoints[0].port"),
         (open.clone(), "  sans: [\"spiffe://acme.example/hamlet/other\"]\n", "san-not-accepted", "sans[0]"),
     ];
@@ -106,7 +123,14 @@ fn endpoints_and_identities_that_the_import_does_not_allow_are_refused_until_it_
     let (fqdn, backends) = (two.acme.fqdn("ledger"), [workload.at]);
     let (acme, service_port) = (two.acme.folder.clone(), two.port);
     let describe = |words: &str| {
-        let text = ServiceText { name: "ledger", fqdn: &fqdn, protocol: "TCP", port: service_port, backends: &backends, caller: "none" };
+        let text = ServiceText {
+            name: "ledger",
+            fqdn: &fqdn,
+            protocol: "TCP",
+            port: service_port,
+            backends: &backends,
+            caller: "none",
+        };
         let text = text.text() + &format!("  description: {words}\n");
         std::fs::write(acme.join(".next"), text).unwrap();
         std::fs::rename(acme.join(".next"), acme.join("service-ledger.yaml")).unwrap();

@@ -19,6 +19,9 @@ fn a_withdrawn_service_is_gone_from_names_egress_and_state_while_a_live_connecti
     two.globex.until_callable("acme/raw");
     two.globex.until_callable("acme/other");
     let at = until("the name resolves", || two.egress("raw"));
+    let seen = two.globex.service("acme/raw").unwrap();
+    assert_eq!(seen["egress"], serde_json::json!([at.to_string()]), "the state and DNS say the same");
+    let mut watch = two.globex.watch(&["get", "services"]);
     let (mut live, mut neighbour) = (connect(at).unwrap(), connect(two.egress("other").unwrap()).unwrap());
     echo(&mut live, "before").unwrap();
     echo(&mut neighbour, "before").unwrap();
@@ -32,6 +35,11 @@ fn a_withdrawn_service_is_gone_from_names_egress_and_state_while_a_live_connecti
     }
     echo(&mut neighbour, "untouched").unwrap();
     assert!(two.acme.service("raw").is_some(), "it is still a service of acme's");
+    // A watch says so in one line below the others.
+    watch.until_line(|line| line.starts_with("NAME "));
+    let shown = watch.until_line(|line| line.starts_with("acme/raw "));
+    let removed = watch.until_line(|line| line.starts_with("acme/raw ") && line.contains("(removed)"));
+    assert_eq!(removed.find("(removed)"), shown.find("acme  "), "{shown}\n{removed}");
 
     // Published again, it has the address that it had.
     two.acme.publish("raw", &["raw"], &two.globex);
