@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
-use hamlet_core::durable::{CommitError, CommitFuture, ImportChange, ImportRecord, ImportStore, LoadedPeer, PeerState};
+use hamlet_core::durable::{
+    CommitError, CommitFuture, ImportChange, ImportRecord, ImportStore, LoadedPeer, PeerState,
+};
 use parking_lot::Mutex;
 
 /// Keeps records in memory; can be told to fail.
@@ -58,7 +60,8 @@ impl ImportStore for MemoryStore {
     fn commit(&self, changes: Vec<ImportChange>) -> CommitFuture {
         self.change(|peers| {
             for ImportChange { peer, key, record } in changes {
-                let records: &mut BTreeMap<String, ImportRecord> = &mut peers.entry(peer).or_default().records;
+                let records: &mut BTreeMap<String, ImportRecord> =
+                    &mut peers.entry(peer).or_default().records;
                 match record {
                     Some(record) => records.insert(key, record),
                     None => records.remove(&key),

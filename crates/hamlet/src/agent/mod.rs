@@ -132,7 +132,10 @@ async fn live(
         match signals.next().await {
             Told::Reload => {
                 if let Err(problems) = agent.reload().await {
-                    tracing::error!(problems = problems.problems.len(), "reload refused; the last good configuration stays");
+                    tracing::error!(
+                        problems = problems.problems.len(),
+                        "reload refused; the last good configuration stays"
+                    );
                 }
             }
             Told::Stop => break 'running,
@@ -154,8 +157,7 @@ async fn live(
 
 async fn stop(supervisors: &Supervisors, control: &Shutdown, admin: &Shutdown, drain: Duration) {
     control.begin();
-    let (a, b) =
-        tokio::join!(supervisors.control.stop(drain, FORCE), supervisors.traffic.stop(drain, FORCE));
+    let (a, b) = tokio::join!(supervisors.control.stop(drain, FORCE), supervisors.traffic.stop(drain, FORCE));
     for task in a.into_iter().chain(b) {
         tracing::warn!(%task, "still running at the deadline; abandoned");
     }

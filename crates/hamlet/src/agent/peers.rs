@@ -47,7 +47,8 @@ pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName
 
 fn bundle(peer: &PeerConfig) -> Result<TrustBundle, String> {
     let path = peer.bundle.display();
-    let pem = std::fs::read(&peer.bundle).map_err(|e| format!("{path}: {e}; put the peer's CA certificates there"))?;
+    let pem = std::fs::read(&peer.bundle)
+        .map_err(|e| format!("{path}: {e}; put the peer's CA certificates there"))?;
     TrustBundle::from_pem(peer.trust_domain.clone(), &pem).map_err(|e| format!("{path}: {e}"))
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ConfigStatus, Direction, Event, Flow, HelloStatus, IdentityStatus, ImportProgress, ImportStatus,
-    InstanceStatus, ListenerStatus, Origin, PeerState, PeerStatus, Programming, Proof, PublicationStatus,
-    PublishProgress, ReadyCheck, RefusedService, ReloadProblems, ReloadReport, ServiceStatus, Standing, StoreStatus,
-    TaskFailure, TaskStatus,
+    AgentStatus, ConfigStatus, Direction, Event, Flow, HelloStatus, IdentityStatus, ImportProgress,
+    ImportStatus, InstanceStatus, ListenerStatus, Origin, PeerState, PeerStatus, Programming, Proof,
+    PublicationStatus, PublishProgress, ReadyCheck, RefusedService, ReloadProblems, ReloadReport,
+    ServiceStatus, Standing, StoreStatus, TaskFailure, TaskStatus,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
@@ -63,7 +63,12 @@ impl Agent {
         self.links().iter().map(|l| l.status()).collect()
     }
 
-    fn imported_status(&self, service: &ImportedService, link: Option<&LinkStatus>, egress: &[EgressStatus]) -> ServiceStatus {
+    fn imported_status(
+        &self,
+        service: &ImportedService,
+        link: Option<&LinkStatus>,
+        egress: &[EgressStatus],
+    ) -> ServiceStatus {
         let key = service.id.name.as_str();
         let standing = match link {
             Some(l) if l.withheld.iter().any(|k| k == key) => Standing::Withheld,
@@ -225,7 +230,8 @@ fn publish_progress(l: &LinkStatus) -> PublishProgress {
     let owner = l.owner.as_ref();
     let refused_total = refused_by_peer(l);
     let in_flight = l.in_flight;
-    let refused = owner.map(|o| o.refused.iter().take(REFUSED_SHOWN).map(|(k, r)| refusal(k, &r.message, false)).collect());
+    let refused = owner
+        .map(|o| o.refused.iter().take(REFUSED_SHOWN).map(|(k, r)| refusal(k, &r.message, false)).collect());
     PublishProgress {
         offered: l.offered,
         acknowledged: owner.map_or(0, |_| l.offered.saturating_sub(l.behind).saturating_sub(refused_total)),
@@ -239,7 +245,8 @@ fn publish_progress(l: &LinkStatus) -> PublishProgress {
 }
 
 fn import_progress(l: &LinkStatus) -> ImportProgress {
-    let refused = l.refused.iter().take(REFUSED_SHOWN).map(|(k, text, older)| refusal(k, text, *older)).collect();
+    let refused =
+        l.refused.iter().take(REFUSED_SHOWN).map(|(k, text, older)| refusal(k, text, *older)).collect();
     ImportProgress {
         heard: l.counts.heard,
         in_force: if l.expired { 0 } else { l.counts.in_force },
@@ -264,9 +271,9 @@ fn peer_state(l: &LinkStatus) -> PeerState {
             next_attempt_ms: left(next_attempt),
             hold_left_ms: l.hold_left.map(ms),
         },
-        Connection::Refused { .. } => {
-            PeerState::Refused { reason: l.last_error.clone().unwrap_or_else(|| "no reason was given".into()) }
-        }
+        Connection::Refused { .. } => PeerState::Refused {
+            reason: l.last_error.clone().unwrap_or_else(|| "no reason was given".into()),
+        },
         Connection::Up => up_state(l),
     }
 }
@@ -314,9 +321,10 @@ fn up_state(l: &LinkStatus) -> PeerState {
                         expected: consumer.and_then(|c| c.owner_count),
                     }
                 }
-                (_, None) => {
-                    PeerState::Syncing { received: l.offered.saturating_sub(l.behind), expected: Some(l.offered) }
-                }
+                (_, None) => PeerState::Syncing {
+                    received: l.offered.saturating_sub(l.behind),
+                    expected: Some(l.offered),
+                },
             }
         }
     }
@@ -414,7 +422,10 @@ impl StateSource for Agent {
                     last_error: l.last_error.clone().map(|message| Event { message, age_ms: ms(l.age) }),
                     auth_failures: named
                         .take(5)
-                        .map(|f| Event { message: one_line(&f.text, 512), age_ms: ms(wall.saturating_sub(f.at)) })
+                        .map(|f| Event {
+                            message: one_line(&f.text, 512),
+                            age_ms: ms(wall.saturating_sub(f.at)),
+                        })
                         .collect(),
                 }
             })
@@ -445,7 +456,12 @@ impl StateSource for Agent {
             names: rule.names.iter().map(ToString::to_string).collect(),
             labels: rule.labels.clone(),
             peers: rule.peers.iter().map(ToString::to_string).collect(),
-            services: config.services.iter().filter(|s| rule.selects(s)).map(|s| s.name.to_string()).collect(),
+            services: config
+                .services
+                .iter()
+                .filter(|s| rule.selects(s))
+                .map(|s| s.name.to_string())
+                .collect(),
             missing: rule.names.iter().filter(|n| !known.contains(n)).map(ToString::to_string).collect(),
         };
         config.publications.iter().map(one).collect()
@@ -479,7 +495,8 @@ impl StateSource for Agent {
             Some(error) => ReadyCheck::failed("store", error.to_string()),
         };
         let expired = self.identities().into_iter().find(|i| i.expires_in_s <= 0).and_then(|i| i.problem());
-        let identity = expired.map_or_else(|| ReadyCheck::ok("identity"), |why| ReadyCheck::failed("identity", why));
+        let identity =
+            expired.map_or_else(|| ReadyCheck::ok("identity"), |why| ReadyCheck::failed("identity", why));
         let running = if self.is_stopping() {
             ReadyCheck::failed("running", "the agent is stopping")
         } else {
@@ -495,7 +512,12 @@ impl StateSource for Agent {
     fn metrics_text(&self) -> String {
         let (agent, peers, services) = (self.agent(), self.peers(), self.services());
         let readiness = self.readiness();
-        self.metrics.render(Scrape { agent: &agent, peers: &peers, services: &services, readiness: &readiness })
+        self.metrics.render(Scrape {
+            agent: &agent,
+            peers: &peers,
+            services: &services,
+            readiness: &readiness,
+        })
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -2,6 +2,8 @@
 //!
 //! A block is claimed by a bound socket for as long as it is in use.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 /// Bound on `.3` of each block in use.
@@ -11,6 +13,7 @@ const CLAIM_PORT: u16 = 7400;
 pub(crate) struct Block {
     second: u8,
     third: u8,
+    given: RefCell<BTreeSet<u16>>,
     _claim: TcpListener,
 }
 
@@ -20,7 +23,7 @@ impl Block {
         let claimed = (0..64).find_map(|_| {
             let (second, third) = (rand::random_range(65..=127), rand::random());
             let claim = TcpListener::bind((Ipv4Addr::new(127, second, third, 3), CLAIM_PORT)).ok()?;
-            Some(Block { second, third, _claim: claim })
+            Some(Block { second, third, given: RefCell::default(), _claim: claim })
         });
         claimed.expect("no free block of loopback addresses")
     }
@@ -40,24 +43,25 @@ impl Block {
         (a, b, c) == (127, self.second, self.third) && d >= 128
     }
 
-    /// A free port for a listener of the mesh.
+    /// A free port for a listener of the mesh, another one each time.
     pub(crate) fn listener(&self) -> SocketAddr {
         let home = self.address(1);
-        (home, free_port(home)).into()
+        (home, self.free_port(home)).into()
     }
 
     /// A free port for imported services.
     pub(crate) fn service_port(&self) -> u16 {
-        free_port(self.address(129))
+        self.free_port(self.address(129))
     }
-}
 
-/// A port that is free for TCP and UDP at that address.
-fn free_port(address: Ipv4Addr) -> u16 {
-    let free = (0..64).find_map(|_| {
-        let tcp = TcpListener::bind((address, 0)).ok()?;
-        let port = tcp.local_addr().ok()?.port();
-        UdpSocket::bind((address, port)).ok().map(|_| port)
-    });
-    free.expect("no free port")
+    /// A port that is free for TCP and UDP at that address and wasn't given before.
+    fn free_port(&self, address: Ipv4Addr) -> u16 {
+        let mut given = self.given.borrow_mut();
+        let free = (0..64).find_map(|_| {
+            let tcp = TcpListener::bind((address, 0)).ok()?;
+            let port = tcp.local_addr().ok()?.port();
+            UdpSocket::bind((address, port)).ok().filter(|_| given.insert(port)).map(|_| port)
+        });
+        free.expect("no free port")
+    }
 }

@@ -56,6 +56,7 @@ fn pair(status: &str, answers: &str) -> (String, String) {
 }
 
 #[test]
+#[ignore = "needs curl and dig (Debian: curl, bind9-dnsutils); .ci/run runs it"]
 fn curl_calls_an_imported_service_by_its_name_its_instance_and_its_host() {
     let ledger = Workload::http("ledger");
     let mut two = Two::new();
@@ -88,6 +89,7 @@ fn curl_calls_an_imported_service_by_its_name_its_instance_and_its_host() {
 }
 
 #[test]
+#[ignore = "needs curl and dig (Debian: curl, bind9-dnsutils); .ci/run runs it"]
 fn dig_gets_answers_nodata_refusals_and_nxdomain_where_each_is_right() {
     let ledger = Workload::http("ledger");
     let mut two = Two::new();
