@@ -528,7 +528,7 @@ impl Link {
             counts,
             refused,
             expired,
-            hold_left: hold.filter(|_| cell.is_none()).map(|h| h.saturating_sub(down)),
+            hold_left: hold.filter(|_| cell.is_none() && counts.in_force > 0).map(|h| h.saturating_sub(down)),
             consumer: None,
             committing: self.state.committing.lock().map(|at| now.saturating_sub(at)),
             commit_error: self.state.commit_error.lock().clone(),

@@ -101,6 +101,10 @@ fn write_page(report: &StatusReport, out: &mut Out) -> std::io::Result<()> {
     page.field("Configuration", format!("{}, {files} files, loaded {age} ago", agent.config.path));
     page.list("  warnings", &agent.config.warnings);
     page.field("Store", format!("{}, {} entries", agent.store.path, agent.store.entries));
+    // What fails is among the problems below; what was set aside at the start is told here.
+    if let Some(message) = agent.store.message.as_ref().filter(|_| agent.store.healthy) {
+        page.field("  at start", message.clone());
+    }
     let states: Vec<_> = report.peers.iter().map(|(state, n)| format!("{n} {state}")).collect();
     page.field("Peers", if states.is_empty() { "none".to_owned() } else { states.join(", ") });
     page.field("Services", format!("{} local, {} imported", report.local_services, report.imported_services));
