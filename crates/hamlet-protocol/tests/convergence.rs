@@ -418,12 +418,6 @@ impl World {
             let value = value.filter(|_| offer.operation == Operation::Upsert);
             me.unanswered.push_back((offer.nonce.clone(), offer.key.clone(), value));
         }
-        let mut incoming = incoming;
-        if let Some(c) = incoming.request.as_mut().and_then(|r| r.control.as_mut())
-            && matches!(c.kind, Some(ext::control::Kind::Begin(_)))
-        {
-            c.kind = None;
-        }
         let received = me.session.receive(incoming, now);
         assert_eq!(me.session.violations(), 0);
         if let Err(end) = received {
