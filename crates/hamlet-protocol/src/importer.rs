@@ -87,6 +87,7 @@ pub struct Importer {
     last_tick: Duration,
     last_state: Duration,
     stored: PeerState,
+    stopping: Shutdown,
 }
 
 /// What a committer is made of.
@@ -126,11 +127,13 @@ impl Importer {
             last_tick: now,
             last_state: now,
             stored,
+            stopping: Shutdown::new(),
         }
     }
 
     /// Runs until shutdown; what was taken from an inbox is finished first.
     pub async fn run(mut self, shutdown: Shutdown) {
+        self.stopping = shutdown.clone();
         'committing: loop {
             let work = self.work.clone();
             tokio::select! {
@@ -226,7 +229,7 @@ impl Importer {
                 Err(error) => {
                     tracing::error!(peer = %self.peer, %error, "could not commit imports");
                     *self.state.commit_error.lock() = Some(error.to_string());
-                    if !foreign || self.requests.is_closed() {
+                    if !foreign || self.stopping.has_begun() {
                         let text =
                             "the importing mesh could not persist the change now; offer it again later";
                         break 'trying Err(Rejection::new(

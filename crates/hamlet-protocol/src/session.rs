@@ -21,6 +21,9 @@ use crate::wire::hamlet::federation::v1 as ext;
 pub const EXTENSION_VERSION: u32 = 1;
 /// A silent acceptor counts as foreign after this.
 pub const HELLO_WAIT: Duration = Duration::from_secs(5);
+/// Whoever opens a stream to us must say its initial request within this: until then it holds the
+/// place of the peer's only stream.
+pub const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(30);
 /// A hello consumer must answer within this.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -341,6 +344,10 @@ impl StreamSession {
             && now.saturating_sub(self.started) >= HELLO_WAIT
         {
             self.classify(None, now)?;
+        }
+        if !self.config.dialled && !self.subscribed && now.saturating_sub(self.started) >= SUBSCRIBE_DEADLINE {
+            let text = "no initial request within 30 s; send it first, with the resource_url";
+            return Err(StreamEnd::new(Code::Unavailable, text));
         }
         let oldest = self.owner.as_ref().and_then(|o| o.oldest_unanswered(now));
         if self.is_hello() && oldest.is_some_and(|age| age >= ANSWER_DEADLINE) {

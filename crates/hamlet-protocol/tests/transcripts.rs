@@ -412,6 +412,19 @@ fn a_hello_consumer_that_never_answers_is_cut_off_and_a_foreign_one_is_kept() {
 }
 
 #[test]
+fn a_dialler_that_never_subscribes_gives_up_its_place() {
+    for speaks in [false, true] {
+        let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+        if speaks {
+            let request = IncomingRequest { resource_url: TYPE_URL.to_owned(), ..IncomingRequest::default() };
+            bank.session.receive(Incoming { request: Some(request), ..Incoming::default() }, bank.now).unwrap();
+        }
+        assert!(bank.session.tick(Duration::from_secs(29)).is_ok());
+        assert_eq!(bank.session.tick(Duration::from_secs(30)).is_ok(), speaks);
+    }
+}
+
+#[test]
 fn what_could_not_be_persisted_is_refused_as_unavailable_and_offered_again() {
     let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
     let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
