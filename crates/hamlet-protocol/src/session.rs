@@ -345,7 +345,8 @@ impl StreamSession {
         {
             self.classify(None, now)?;
         }
-        if !self.config.dialled && !self.subscribed && now.saturating_sub(self.started) >= SUBSCRIBE_DEADLINE {
+        if !self.config.dialled && !self.subscribed && now.saturating_sub(self.started) >= SUBSCRIBE_DEADLINE
+        {
             let text = "no initial request within 30 s; send it first, with the resource_url";
             return Err(StreamEnd::new(Code::Unavailable, text));
         }

@@ -585,7 +585,7 @@ fn play(story: &Story) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2_000, ..common::cases(192) })]
 
     #[test]
     fn two_agents_agree_in_the_end_and_never_say_what_is_not_so(story in story()) {

@@ -26,10 +26,6 @@ use proptest::prelude::*;
 mod common;
 use common::{rules, service};
 
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
-}
-
 // ---- anything at all, fed to a session
 
 #[derive(Debug, Clone)]
@@ -263,7 +259,7 @@ impl Fed {
 }
 
 proptest! {
-    #![proptest_config(cases(400))]
+    #![proptest_config(common::cases(400))]
 
     #[test]
     fn whatever_is_heard_each_change_is_answered_once_and_in_order(
@@ -370,7 +366,7 @@ fn any_service() -> impl Strategy<Value = FederatedService> {
 }
 
 proptest! {
-    #![proptest_config(cases(256))]
+    #![proptest_config(common::cases(256))]
 
     #[test]
     fn a_service_is_read_as_it_was_written_and_written_the_same_each_time(service in any_service()) {

@@ -417,7 +417,9 @@ fn a_dialler_that_never_subscribes_gives_up_its_place() {
         let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
         if speaks {
             let request = IncomingRequest { resource_url: TYPE_URL.to_owned(), ..IncomingRequest::default() };
-            bank.session.receive(Incoming { request: Some(request), ..Incoming::default() }, bank.now).unwrap();
+            bank.session
+                .receive(Incoming { request: Some(request), ..Incoming::default() }, bank.now)
+                .unwrap();
         }
         assert!(bank.session.tick(Duration::from_secs(29)).is_ok());
         assert_eq!(bank.session.tick(Duration::from_secs(30)).is_ok(), speaks);

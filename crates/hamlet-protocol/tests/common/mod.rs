@@ -55,3 +55,17 @@ pub fn rules(peer: &str) -> Arc<ImportRules> {
         service_ports: BTreeMap::new(),
     })
 }
+
+/// The same `cases` stories on every run, so that a red run is always the change's own doing.
+/// `PROPTEST_CASES=20000 cargo test ...` tells so many new ones; a failure prints its story.
+pub fn cases(cases: u32) -> proptest::prelude::ProptestConfig {
+    use proptest::test_runner::RngSeed;
+    let asked = proptest::prelude::ProptestConfig::default();
+    let usual = proptest::prelude::ProptestConfig::with_cases(256).cases == asked.cases;
+    proptest::prelude::ProptestConfig {
+        cases: if usual { cases } else { asked.cases },
+        rng_seed: if usual { RngSeed::Fixed(0x4a_4d_4c_45_54) } else { asked.rng_seed },
+        failure_persistence: None,
+        ..asked
+    }
+}
