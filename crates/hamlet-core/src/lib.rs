@@ -42,6 +42,7 @@ pub mod name;
 pub mod offers;
 pub mod publication;
 pub mod rejection;
+pub mod seeded;
 pub mod service;
 pub mod spiffe;
 pub mod view;

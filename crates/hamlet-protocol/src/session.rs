@@ -290,6 +290,9 @@ impl StreamSession {
             ext::control::Kind::Goodbye(goodbye) => {
                 self.peer_goodbye = ext::goodbye::Reason::try_from(goodbye.reason).ok();
             }
+            // Members of a later version of the extensions are ignored.
+            ext::control::Kind::Buckets(_) | ext::control::Kind::Beat(_) | ext::control::Kind::Applied(_) => {
+            }
         }
         Ok(())
     }
