@@ -16,9 +16,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use sha2::{Digest as _, Sha256};
 
 use crate::durable::Hash32;
+use crate::seeded::{SeededBug, is_on};
 
 /// Number of buckets: 32 to the third.
 pub const BUCKETS: u32 = 32_768;
+/// Bytes of a hash that only locates a difference.
+pub const CUT_BYTES: usize = 8;
 /// Children of a node.
 const FAN: u32 = 32;
 const EMPTY: Hash32 = [0; 32];
@@ -40,6 +43,102 @@ pub fn leaf(type_url: &str, key: &str, value: &[u8]) -> Hash32 {
     lp(&mut hasher, key.as_bytes());
     lp(&mut hasher, value);
     hasher.finalize().into()
+}
+
+/// How finely two digests are compared: by 32, 1,024 or 32,768 hashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// The 32 nodes below the top.
+    One,
+    /// 1,024 nodes.
+    Two,
+    /// The buckets themselves.
+    Three,
+}
+
+impl Level {
+    /// The smallest level with at most four keys a hash on average; [`Level::Three`] for more.
+    pub fn for_count(count: u64) -> Level {
+        match count {
+            0..=128 => Level::One,
+            129..=4_096 => Level::Two,
+            _ => Level::Three,
+        }
+    }
+
+    /// 1, 2 or 3, as on the wire.
+    pub fn number(self) -> u32 {
+        match self {
+            Level::One => 1,
+            Level::Two => 2,
+            Level::Three => 3,
+        }
+    }
+
+    /// The level of a number on the wire.
+    pub fn from_number(number: u32) -> Option<Level> {
+        [Level::One, Level::Two, Level::Three].into_iter().find(|l| l.number() == number)
+    }
+
+    /// How many hashes it has.
+    pub fn nodes(self) -> usize {
+        match self {
+            Level::One => 32,
+            Level::Two => 1_024,
+            Level::Three => BUCKETS as usize,
+        }
+    }
+
+    fn node_of(self, bucket: u16) -> usize {
+        usize::from(bucket) / (BUCKETS as usize / self.nodes())
+    }
+}
+
+/// Some nodes of one level: what a round is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    level: Level,
+    // Node n is bit n % 8, counted from the lowest, of byte n / 8.
+    bits: Vec<u8>,
+}
+
+impl Scope {
+    /// No node.
+    pub fn empty(level: Level) -> Scope {
+        Scope { level, bits: vec![0; level.nodes() / 8] }
+    }
+
+    /// The scope of a bitmap on the wire; `None` if it hasn't a bit for each node.
+    pub fn from_bytes(level: Level, bits: &[u8]) -> Option<Scope> {
+        (bits.len() == level.nodes() / 8).then(|| Scope { level, bits: bits.to_vec() })
+    }
+
+    /// The bitmap: node n is bit n % 8, counted from the lowest, of byte n / 8.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bits
+    }
+
+    /// Its level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Number of nodes in it.
+    pub fn count(&self) -> u32 {
+        self.bits.iter().map(|b| b.count_ones()).sum()
+    }
+
+    /// Whether a bucket lies in it.
+    pub fn contains(&self, bucket: u16) -> bool {
+        let node = self.level.node_of(bucket);
+        self.bits.get(node / 8).is_some_and(|byte| byte & (1 << (node % 8)) != 0)
+    }
+
+    fn add(&mut self, node: usize) {
+        if let Some(byte) = self.bits.get_mut(node / 8) {
+            *byte |= 1 << (node % 8);
+        }
+    }
 }
 
 /// A set of (key, leaf) pairs whose root is computed lazily: a change costs its bucket only.
@@ -82,7 +181,11 @@ impl DigestTree {
 
     /// Sets the leaf of a key.
     pub fn insert(&mut self, key: &str, leaf: Hash32) {
-        let kh = key_hash(key);
+        self.insert_hashed(key_hash(key), leaf);
+    }
+
+    /// The same for a key whose [`key_hash`] is known.
+    pub fn insert_hashed(&mut self, kh: Hash32, leaf: Hash32) {
         let bucket = bucket_of(&kh);
         let entries = self.buckets.entry(bucket).or_default();
         match entries.binary_search_by(|(k, _)| k.cmp(&kh)) {
@@ -114,12 +217,61 @@ impl DigestTree {
     /// The root over all entries. Only buckets that changed since the last call are hashed.
     pub fn root(&mut self) -> Hash32 {
         self.settle();
-        let top = node(&self.level1, 0);
+        let top = if is_on(SeededBug::XorDigest) { self.sum() } else { node(&self.level1, 0) };
         let mut hasher = Sha256::new_with_prefix(b"hamlet/root/1");
         lp(&mut hasher, self.type_url.as_bytes());
         hasher.update(self.count.to_be_bytes());
         hasher.update(top);
         hasher.finalize().into()
+    }
+
+    /// Hashes of one level from node `first` on, cut to [`CUT_BYTES`] each; at most `nodes` of them.
+    pub fn cut_hashes(&mut self, level: Level, first: usize, nodes: usize) -> Vec<u8> {
+        self.settle();
+        let end = level.nodes().min(first.saturating_add(nodes));
+        let mut out = vec![0; end.saturating_sub(first) * CUT_BYTES];
+        let hashes = self.level(level);
+        let range = (first.min(end) as u16)..=(end.saturating_sub(1) as u16);
+        if first < end {
+            for (&at, hash) in hashes.range(range) {
+                let from = (usize::from(at) - first) * CUT_BYTES;
+                out[from..from + CUT_BYTES].copy_from_slice(&hash[..CUT_BYTES]);
+            }
+        }
+        out
+    }
+
+    /// The nodes whose hashes differ from `theirs`: all cut hashes of a level in order. `None` if
+    /// they are not as many.
+    pub fn differing(&mut self, level: Level, theirs: &[u8]) -> Option<Scope> {
+        if theirs.len() != level.nodes() * CUT_BYTES {
+            return None;
+        }
+        let ours = self.cut_hashes(level, 0, level.nodes());
+        let mut scope = Scope::empty(level);
+        for (node, (a, b)) in ours.chunks(CUT_BYTES).zip(theirs.chunks(CUT_BYTES)).enumerate() {
+            if a != b {
+                scope.add(node);
+            }
+        }
+        Some(scope)
+    }
+
+    fn level(&self, level: Level) -> &BTreeMap<u16, Hash32> {
+        match level {
+            Level::One => &self.level1,
+            Level::Two => &self.level2,
+            Level::Three => &self.level3,
+        }
+    }
+
+    /// What a digest must not be; only a seeded bug asks for it.
+    fn sum(&self) -> Hash32 {
+        let mut sum = EMPTY;
+        for (_, leaf) in self.buckets.values().flatten() {
+            sum.iter_mut().zip(leaf).for_each(|(s, l)| *s ^= l);
+        }
+        sum
     }
 
     fn settle(&mut self) {
@@ -141,7 +293,8 @@ impl DigestTree {
     }
 }
 
-fn bucket_of(kh: &Hash32) -> u16 {
+/// The bucket of a key, from its [`key_hash`].
+pub fn bucket_of(kh: &Hash32) -> u16 {
     u16::from_be_bytes([kh[0], kh[1]]) >> 1
 }
 
@@ -210,6 +363,48 @@ mod tests {
             t.insert(k, leaf("type.example/t", k, v.as_bytes()));
         }
         assert_eq!(hex(t.root()), include_str!("testdata/digest_300.hex").trim());
+    }
+
+    #[test]
+    fn differing_nodes_of_every_level_hold_exactly_the_keys_that_differ() {
+        let many: Vec<(String, String)> = (0..5_000).map(|i| (format!("k{i}"), i.to_string())).collect();
+        let pairs: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let (mut a, mut b) = (tree(&pairs), tree(&pairs));
+        b.remove("k7");
+        b.insert("k8", leaf("t", "k8", b"other"));
+        b.insert("new", leaf("t", "new", b"1"));
+        for level in [Level::One, Level::Two, Level::Three] {
+            let theirs = b.cut_hashes(level, 0, level.nodes());
+            let scope = a.differing(level, &theirs).unwrap();
+            assert!((1..=3).contains(&scope.count()));
+            for key in ["k7", "k8", "new"] {
+                assert!(scope.contains(bucket_of(&key_hash(key))), "{key} at {level:?}");
+            }
+            assert_eq!(Scope::from_bytes(level, scope.bytes()), Some(scope.clone()));
+            assert_eq!(Scope::from_bytes(level, &scope.bytes()[1..]), None);
+            assert_eq!(a.differing(level, &theirs[8..]), None);
+            let same = b.cut_hashes(level, 0, level.nodes());
+            assert_eq!(b.differing(level, &same).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn hashes_can_be_had_piece_by_piece() {
+        let mut t = tree(&[("a", "1"), ("b", "2"), ("c", "3")]);
+        let whole = t.cut_hashes(Level::Two, 0, 1_024);
+        let mut pieces = vec![];
+        for first in (0..1_024).step_by(100) {
+            pieces.extend(t.cut_hashes(Level::Two, first, 100));
+        }
+        assert_eq!(whole, pieces);
+        assert!(t.cut_hashes(Level::One, 32, 10).is_empty());
+    }
+
+    #[test]
+    fn the_level_is_the_smallest_with_four_keys_a_hash() {
+        for (count, level) in [(0, 1), (128, 1), (129, 2), (4_096, 2), (4_097, 3), (1_000_000, 3)] {
+            assert_eq!(Level::for_count(count).number(), level, "{count}");
+        }
     }
 
     proptest! {

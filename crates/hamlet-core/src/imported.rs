@@ -11,17 +11,67 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::digest::{DigestTree, leaf};
+use crate::digest::{CUT_BYTES, DigestTree, Level, Scope, bucket_of, key_hash, leaf};
 use crate::durable::{Hash32, HeardRecord, ImportChange, ImportRecord, Verdict};
 use crate::guard::{Guard, GuardSettings};
 use crate::import::ImportRules;
 use crate::lease::NameLeases;
 use crate::name::PeerName;
 use crate::rejection::{Rejection, RejectionCode};
+use crate::seeded::{SeededBug, is_on};
 use crate::service::{FederatedService, ImportedService};
 
 /// Turns `Any.value` under a wire key into a checked service; one for each dialect.
 pub type Decoder = Arc<dyn Fn(&str, &[u8]) -> Result<FederatedService, Rejection> + Send + Sync>;
+
+/// Decides on one encoded entry of a peer. What it admits holds what it claimed until it is
+/// released.
+pub trait Judge: Send + 'static {
+    /// What is served of an entry.
+    type Value: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static;
+
+    /// Decodes, admits and claims.
+    ///
+    /// # Errors
+    /// The refusal that the owner is told.
+    fn judge(&self, key: &str, value: &[u8], now: Duration) -> Result<Arc<Self::Value>, Rejection>;
+
+    /// Claims again what is in force, after a later claim of the same entry was taken back.
+    fn reclaim(&self, value: &Self::Value, now: Duration);
+
+    /// Lets go of what was claimed.
+    fn release(&self, value: &Self::Value, now: Duration);
+}
+
+/// The judge of services: a dialect's decoder, the import rules, and who holds which name.
+pub struct ServiceJudge {
+    rules: Option<Arc<ImportRules>>,
+    decoder: Decoder,
+    leases: NameLeases,
+}
+
+impl Judge for ServiceJudge {
+    type Value = ImportedService;
+
+    fn judge(&self, key: &str, value: &[u8], now: Duration) -> Result<Arc<ImportedService>, Rejection> {
+        let Some(rules) = &self.rules else {
+            let message = "the importing mesh has no Import for this peer; ask its operators for one";
+            return Err(Rejection::new(RejectionCode::Policy, "no-import", "resource_id", message));
+        };
+        let service = rules.admit(&(self.decoder)(key, value)?)?;
+        self.leases.claim(&service, now)?;
+        Ok(Arc::new(service))
+    }
+
+    fn reclaim(&self, service: &ImportedService, now: Duration) {
+        // Held by the same service, so it can't be refused.
+        let _ = self.leases.claim(service, now);
+    }
+
+    fn release(&self, service: &ImportedService, now: Duration) {
+        self.leases.release(&service.id, now);
+    }
+}
 
 /// What one peer may make us hold (threat T7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,42 +108,57 @@ struct Heard {
     leaf: Hash32,
     verdict: Verdict,
     since: Duration,
+    bucket: u16,
+    // The owner's version of it on the stream that brought it; 0 if it said none. Not kept.
+    version: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct InForce {
+struct InForce<V> {
     value: Bytes,
-    service: Arc<ImportedService>,
+    service: Arc<V>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Entry {
+#[derive(Debug, Clone, PartialEq)]
+struct Entry<V> {
     heard: Option<Heard>,
-    in_force: Option<InForce>,
+    in_force: Option<InForce<V>>,
     withheld_until: Option<Duration>,
+}
+
+impl<V> Default for Entry<V> {
+    fn default() -> Self {
+        Entry { heard: None, in_force: None, withheld_until: None }
+    }
+}
+
+impl<V> Entry<V> {
+    fn is_empty(&self) -> bool {
+        self.heard.is_none() && self.in_force.is_none() && self.withheld_until.is_none()
+    }
 }
 
 /// A decision that isn't in effect yet: commit [`Staged::change`], then
 /// [`apply`](ImportedSlice::apply) or [`abandon`](ImportedSlice::abandon).
 #[derive(Debug)]
-pub struct Staged {
+pub struct Staged<V = ImportedService> {
     /// The key it is about.
     pub key: Arc<str>,
     /// What the owner is told once it is durable.
     pub answer: Result<(), Rejection>,
-    next: Option<Entry>,
+    next: Option<Entry<V>>,
     changed: bool,
     reserved: Reserved,
 }
 
-impl Staged {
+impl<V> Staged<V> {
     /// An answer without any change.
-    fn unchanged(key: Arc<str>, answer: Result<(), Rejection>) -> Staged {
+    fn unchanged(key: Arc<str>, answer: Result<(), Rejection>) -> Staged<V> {
         Staged { key, answer, next: None, changed: false, reserved: Reserved::default() }
     }
 
     /// A change that takes no more room than the entry has.
-    fn to(key: Arc<str>, next: Option<Entry>) -> Staged {
+    fn to(key: Arc<str>, next: Option<Entry<V>>) -> Staged<V> {
         Staged { key, answer: Ok(()), next, changed: true, reserved: Reserved::default() }
     }
 }
@@ -107,7 +172,7 @@ struct Reserved {
 }
 
 /// Changes for the catalogue's slice: `None` withdraws.
-pub type SliceChanges = Vec<(Arc<str>, Option<Arc<ImportedService>>)>;
+pub type SliceChanges<V = ImportedService> = Vec<(Arc<str>, Option<Arc<V>>)>;
 
 /// How many entries are in which state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -125,15 +190,13 @@ pub struct ImportCounts {
 }
 
 /// All of one peer's imports. One session writes it at a time.
-pub struct ImportedSlice {
+pub struct ImportedSlice<J: Judge = ServiceJudge> {
     peer: PeerName,
     type_url: String,
-    rules: Option<Arc<ImportRules>>,
+    judge: J,
     limits: ImportLimits,
-    decoder: Decoder,
-    leases: NameLeases,
     guard: Guard,
-    entries: BTreeMap<Arc<str>, Entry>,
+    entries: BTreeMap<Arc<str>, Entry<J::Value>>,
     digest: DigestTree,
     bytes: u64,
     reserved: Reserved,
@@ -144,7 +207,7 @@ pub struct ImportedSlice {
     counts: ImportCounts,
 }
 
-impl std::fmt::Debug for ImportedSlice {
+impl<J: Judge> std::fmt::Debug for ImportedSlice<J> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ImportedSlice").field("peer", &self.peer).field("counts", &self.counts).finish()
     }
@@ -153,13 +216,25 @@ impl std::fmt::Debug for ImportedSlice {
 impl ImportedSlice {
     /// An empty slice that admits nothing until [`set_rules`](Self::set_rules).
     pub fn new(peer: PeerName, type_url: &str, decoder: Decoder, leases: NameLeases) -> ImportedSlice {
+        ImportedSlice::judged_by(peer, type_url, ServiceJudge { rules: None, decoder, leases })
+    }
+
+    /// Sets policy and limits. Existing entries are judged anew only by
+    /// [`reevaluate`](Self::reevaluate).
+    pub fn set_rules(&mut self, rules: Option<Arc<ImportRules>>, limits: ImportLimits, guard: GuardSettings) {
+        self.judge.rules = rules;
+        self.set_limits(limits, guard);
+    }
+}
+
+impl<J: Judge> ImportedSlice<J> {
+    /// An empty slice of anything that a judge can decide on.
+    pub fn judged_by(peer: PeerName, type_url: &str, judge: J) -> ImportedSlice<J> {
         ImportedSlice {
             peer,
             type_url: type_url.to_owned(),
-            rules: None,
+            judge,
             limits: ImportLimits::default(),
-            decoder,
-            leases,
             guard: Guard::new(GuardSettings::default()),
             entries: BTreeMap::new(),
             digest: DigestTree::new(type_url),
@@ -177,10 +252,13 @@ impl ImportedSlice {
         &self.peer
     }
 
-    /// Sets policy and limits. Existing entries are judged anew only by
-    /// [`reevaluate`](Self::reevaluate).
-    pub fn set_rules(&mut self, rules: Option<Arc<ImportRules>>, limits: ImportLimits, guard: GuardSettings) {
-        self.rules = rules;
+    /// The type of the resources.
+    pub fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    /// Sets quotas and the brake.
+    pub fn set_limits(&mut self, limits: ImportLimits, guard: GuardSettings) {
         self.limits = limits;
         self.guard.set(guard);
     }
@@ -193,6 +271,22 @@ impl ImportedSlice {
     /// Root and count over what was heard.
     pub fn heard_root(&mut self) -> (Hash32, u64) {
         (self.digest.root(), self.digest.count())
+    }
+
+    /// The level at which what was heard is best compared.
+    pub fn heard_level(&self) -> Level {
+        Level::for_count(self.digest.count())
+    }
+
+    /// Hashes of what was heard, from node `first` on, at most `nodes`, [`CUT_BYTES`] each.
+    pub fn heard_hashes(&mut self, level: Level, first: usize, nodes: usize) -> Vec<u8> {
+        debug_assert!(nodes <= usize::MAX / CUT_BYTES);
+        self.digest.cut_hashes(level, first, nodes)
+    }
+
+    /// The owner's version of what was heard last under a key; 0 if it said none.
+    pub fn heard_version(&self, key: &str) -> u64 {
+        self.entries.get(key).and_then(|e| e.heard.as_ref()).map_or(0, |h| h.version)
     }
 
     /// The keys heard.
@@ -213,6 +307,14 @@ impl ImportedSlice {
         })
     }
 
+    /// Why what was heard under a key is refused, if it is.
+    pub fn refusal(&self, key: &str) -> Option<&Rejection> {
+        match &self.entries.get(key)?.heard {
+            Some(Heard { verdict: Verdict::Refused(r), .. }) => Some(r),
+            _ => None,
+        }
+    }
+
     /// Keys that the guard holds, with the running time at which they go.
     pub fn withheld(&self) -> impl Iterator<Item = (&Arc<str>, Duration)> {
         self.entries.iter().filter_map(|(k, e)| e.withheld_until.map(|until| (k, until)))
@@ -221,7 +323,11 @@ impl ImportedSlice {
     /// Puts back what the store kept. Leaves are computed anew from the raw bytes; one that
     /// doesn't match leaves *heard* (the owner will send it again) but stays in force. Returns
     /// what is in force, and how many records were not believed.
-    pub fn load(&mut self, records: BTreeMap<String, ImportRecord>, now: Duration) -> (SliceChanges, usize) {
+    pub fn load(
+        &mut self,
+        records: BTreeMap<String, ImportRecord>,
+        now: Duration,
+    ) -> (SliceChanges<J::Value>, usize) {
         let mut distrusted = 0;
         let mut changes = vec![];
         for (key, record) in records {
@@ -234,14 +340,16 @@ impl ImportedSlice {
                 }
                 if leaf(&self.type_url, &key, &h.value) == h.leaf {
                     let since = now.saturating_sub(Duration::from_millis(h.refused_ms));
-                    entry.heard = Some(Heard { value: h.value, leaf: h.leaf, verdict: h.verdict, since });
+                    let bucket = bucket_of(&key_hash(&key));
+                    let (value, leaf, verdict) = (h.value, h.leaf, h.verdict);
+                    entry.heard = Some(Heard { value, leaf, verdict, since, bucket, version: 0 });
                 } else {
                     distrusted += 1;
                 }
             }
             entry.withheld_until = record.withheld_ms.map(|ms| now + Duration::from_millis(ms));
             if let Some(value) = serve {
-                match self.judge(&key, &value, now) {
+                match self.judge.judge(&key, &value, now) {
                     Ok(service) => entry.in_force = Some(InForce { value, service }),
                     Err(rejection) => {
                         if let Some(heard) = entry.heard.as_mut().filter(|h| h.value == value) {
@@ -258,20 +366,14 @@ impl ImportedSlice {
         (changes, distrusted)
     }
 
-    /// Decodes, admits and claims the names.
-    fn judge(&self, key: &str, value: &[u8], now: Duration) -> Result<Arc<ImportedService>, Rejection> {
-        let Some(rules) = &self.rules else {
-            let message = "the importing mesh has no Import for this peer; ask its operators for one";
-            return Err(Rejection::new(RejectionCode::Policy, "no-import", "resource_id", message));
-        };
-        let service = rules.admit(&(self.decoder)(key, value)?)?;
-        self.leases.claim(&service, now)?;
-        Ok(Arc::new(service))
-    }
-
-    /// Stages an offer.
-    pub fn offer(&mut self, key: &str, value: Bytes, now: Duration) -> Staged {
+    /// Stages an offer; `version` is the owner's, 0 if it said none.
+    pub fn offer(&mut self, key: &str, value: Bytes, version: u64, now: Duration) -> Staged<J::Value> {
         let key: Arc<str> = key.into();
+        if let Some(heard) = self.entries.get_mut(&key).and_then(|e| e.heard.as_mut())
+            && heard.value == value
+        {
+            heard.version = version;
+        }
         let old = self.entries.get(&key);
         if let Some(Entry { heard: Some(h), withheld_until: None, .. }) = old
             && h.value == value
@@ -291,15 +393,15 @@ impl ImportedSlice {
         self.guard.offered_again(&key);
         next.withheld_until = None;
         let judged = match self.check_quota(&next, value.len(), 1) {
-            Ok(()) => self.judge(&key, &value, now),
+            Ok(()) => self.judge.judge(&key, &value, now),
             Err(rejection) => Err(rejection),
         };
-        self.stage_heard(key, next, value, judged, now)
+        self.stage_heard(key, next, value, version, judged, now)
     }
 
     /// Whether `entry` fits with a value of `bytes`: within the quota, the services in force are
     /// counted; within a multiple of it, all that is heard.
-    fn check_quota(&self, entry: &Entry, bytes: usize, times: u64) -> Result<(), Rejection> {
+    fn check_quota(&self, entry: &Entry<J::Value>, bytes: usize, times: u64) -> Result<(), Rejection> {
         let held = entry.heard.as_ref().map_or(0, |h| h.value.len() as u64);
         let quota =
             |rule: &str, message: String| Rejection::new(RejectionCode::Quota, rule, "resource_id", message);
@@ -311,6 +413,9 @@ impl ImportedSlice {
             let message =
                 format!("the importing mesh takes at most {} services from this peer", self.limits.services);
             return Err(quota("quota-services", message));
+        }
+        if entry.heard.is_some() && is_on(SeededBug::QuotaBypass) {
+            return Ok(());
         }
         let total = (self.bytes + self.reserved.bytes).saturating_sub(held) + bytes as u64;
         if total > self.limits.bytes.saturating_mul(times) {
@@ -324,12 +429,22 @@ impl ImportedSlice {
     fn stage_heard(
         &mut self,
         key: Arc<str>,
-        mut next: Entry,
+        mut next: Entry<J::Value>,
         value: Bytes,
-        judged: Result<Arc<ImportedService>, Rejection>,
+        version: u64,
+        judged: Result<Arc<J::Value>, Rejection>,
         now: Duration,
-    ) -> Staged {
-        let leaf = leaf(&self.type_url, &key, &value);
+    ) -> Staged<J::Value> {
+        let leaf = match &judged {
+            Ok(served) if is_on(SeededBug::LeafAfterAlias) => {
+                leaf(&self.type_url, &key, format!("{served:?}").as_bytes())
+            }
+            _ => leaf(&self.type_url, &key, &value),
+        };
+        let bucket = bucket_of(&key_hash(&key));
+        if is_on(SeededBug::LeafOutsideTransaction) {
+            self.digest.insert(&key, leaf);
+        }
         let old = self.entries.get(&key);
         let held = old.and_then(|e| e.heard.as_ref()).map_or(0, |h| h.value.len());
         let reserved = Reserved {
@@ -343,9 +458,14 @@ impl ImportedSlice {
                 next.in_force = Some(InForce { value: value.clone(), service });
                 (Verdict::Admitted, Ok(()))
             }
-            Err(rejection) => (Verdict::Refused(rejection.clone()), Err(rejection)),
+            Err(rejection) => {
+                if is_on(SeededBug::NackRemovesOld) {
+                    next.in_force = None;
+                }
+                (Verdict::Refused(rejection.clone()), Err(rejection))
+            }
         };
-        next.heard = Some(Heard { value, leaf, verdict, since: now });
+        next.heard = Some(Heard { value, leaf, verdict, since: now, bucket, version });
         Staged { key, answer, next: Some(next), changed: true, reserved }
     }
 
@@ -362,7 +482,7 @@ impl ImportedSlice {
     }
 
     /// Stages an explicit deletion; unknown keys are fine.
-    pub fn delete(&mut self, key: &str, now: Duration) -> Staged {
+    pub fn delete(&mut self, key: &str, now: Duration) -> Staged<J::Value> {
         let key: Arc<str> = key.into();
         match self.entries.get(&key) {
             None => Staged::unchanged(key, Ok(())),
@@ -378,9 +498,27 @@ impl ImportedSlice {
         }
     }
 
-    /// Stages the end of every heard key that is not in `marked`: all of them, or all withheld.
-    pub fn sweep(&mut self, marked: &BTreeSet<Arc<str>>, now: Duration) -> Vec<Staged> {
-        let gone: Vec<Arc<str>> = self.heard_keys().filter(|k| !marked.contains(*k)).cloned().collect();
+    /// Stages the end of every heard key in `scope` (all if none is given) that is not in
+    /// `marked`: all of them go, or all are withheld.
+    pub fn sweep(
+        &mut self,
+        marked: &BTreeSet<Arc<str>>,
+        scope: Option<&Scope>,
+        now: Duration,
+    ) -> Vec<Staged<J::Value>> {
+        let inside = |h: &Heard| scope.is_none_or(|s| s.contains(h.bucket));
+        let unmarked = self.entries.iter().filter(|(k, _)| !marked.contains(*k));
+        let gone = unmarked.filter(|(_, e)| e.heard.as_ref().is_some_and(inside));
+        self.end_all(gone.map(|(k, _)| k.clone()).collect(), now)
+    }
+
+    /// Stages the end of the given keys, as far as they are heard: all of them go, or all are
+    /// withheld.
+    pub fn end_all(&mut self, gone: Vec<Arc<str>>, now: Duration) -> Vec<Staged<J::Value>> {
+        let gone: Vec<Arc<str>> = gone.into_iter().filter(|k| self.hears(k)).collect();
+        if is_on(SeededBug::GuardPerRound) {
+            self.guard = Guard::new(self.guard.settings());
+        }
         let serving: Vec<Arc<str>> = gone
             .iter()
             .filter(|k| self.entries.get(*k).is_some_and(|e| e.in_force.is_some()))
@@ -390,11 +528,15 @@ impl ImportedSlice {
         gone.into_iter().map(|key| self.stage_withdrawal(key, pass, now)).collect()
     }
 
-    fn stage_withdrawal(&self, key: Arc<str>, pass: bool, now: Duration) -> Staged {
+    fn stage_withdrawal(&self, key: Arc<str>, pass: bool, now: Duration) -> Staged<J::Value> {
         let mut next = None;
-        if !pass && let Some(in_force) = self.entries.get(&key).and_then(|e| e.in_force.clone()) {
+        if !pass
+            && let Some(entry) = self.entries.get(&key)
+            && let Some(in_force) = entry.in_force.clone()
+        {
             let until = now + self.guard.settings().wait;
-            next = Some(Entry { heard: None, in_force: Some(in_force), withheld_until: Some(until) });
+            let heard = entry.heard.clone().filter(|_| is_on(SeededBug::WithheldCounted));
+            next = Some(Entry { heard, in_force: Some(in_force), withheld_until: Some(until) });
         }
         Staged::to(key, next)
     }
@@ -402,7 +544,7 @@ impl ImportedSlice {
     /// Stages what is due by time: withheld withdrawals past their wait, older versions that
     /// stood beside a refusal for too long, and what was refused for want of a name or of room
     /// that has since been let go.
-    pub fn due(&mut self, now: Duration) -> Vec<Staged> {
+    pub fn due(&mut self, now: Duration) -> Vec<Staged<J::Value>> {
         let mut staged = vec![];
         if self.counts.withheld == 0 && self.counts.older_in_force == 0 {
             return self.recheck(&BTreeSet::new(), now);
@@ -425,13 +567,13 @@ impl ImportedSlice {
 
     /// Judges anew what waits for a name or for room: soon after something was let go here, and
     /// now and then because names are let go elsewhere too.
-    fn recheck(&mut self, except: &BTreeSet<Arc<str>>, now: Duration) -> Vec<Staged> {
+    fn recheck(&mut self, except: &BTreeSet<Arc<str>>, now: Duration) -> Vec<Staged<J::Value>> {
         let wait = if self.freed { RECHECK_FREED } else { RECHECK_IDLE };
         if self.counts.refused == 0 || self.rechecked.is_some_and(|at| now.saturating_sub(at) < wait) {
             return vec![];
         }
         (self.freed, self.rechecked) = (false, Some(now));
-        let waiting = |e: &Entry| match &e.heard {
+        let waiting = |e: &Entry<J::Value>| match &e.heard {
             Some(Heard { verdict: Verdict::Refused(r), .. }) => {
                 matches!(r.code, RejectionCode::NameTaken | RejectionCode::Quota)
             }
@@ -443,7 +585,7 @@ impl ImportedSlice {
             .filter(|(k, e)| waiting(e) && !except.contains(*k))
             .map(|(k, _)| k.clone())
             .collect();
-        let admitted = |s: &Staged| {
+        let admitted = |s: &Staged<J::Value>| {
             let heard = s.next.as_ref().and_then(|e| e.heard.as_ref());
             heard.is_some_and(|h| h.verdict == Verdict::Admitted)
         };
@@ -460,18 +602,18 @@ impl ImportedSlice {
 
     /// Judges every entry anew under the current rules and names, from the raw bytes we keep:
     /// what is now refused is withdrawn at once, what was refused and now passes comes in force.
-    pub fn reevaluate(&mut self, now: Duration) -> Vec<Staged> {
+    pub fn reevaluate(&mut self, now: Duration) -> Vec<Staged<J::Value>> {
         let keys: Vec<Arc<str>> = self.entries.keys().cloned().collect();
         keys.into_iter().filter_map(|key| self.judge_anew(key, now)).collect()
     }
 
     /// Stages what an entry becomes under the current rules; `None` if it stays as it is.
-    fn judge_anew(&mut self, key: Arc<str>, now: Duration) -> Option<Staged> {
+    fn judge_anew(&mut self, key: Arc<str>, now: Duration) -> Option<Staged<J::Value>> {
         let entry = self.entries.get(&key)?.clone();
         let Some(heard) = &entry.heard else {
             // Withheld: it must pass the rules for as long as it is served.
             let value = entry.in_force.as_ref()?.value.clone();
-            let next = match self.judge(&key, &value, now) {
+            let next = match self.judge.judge(&key, &value, now) {
                 Ok(service) => Some(Entry { in_force: Some(InForce { value, service }), ..entry.clone() }),
                 Err(_) => None,
             };
@@ -480,7 +622,7 @@ impl ImportedSlice {
         let over_quota = matches!(&heard.verdict, Verdict::Refused(r) if r.code == RejectionCode::Quota);
         let judged = match self.check_quota(&entry, heard.value.len(), 1) {
             Err(rejection) if over_quota || entry.in_force.is_none() => Err(rejection),
-            _ => self.judge(&key, &heard.value, now),
+            _ => self.judge.judge(&key, &heard.value, now),
         };
         let (verdict, in_force) = match judged {
             Ok(service) => (Verdict::Admitted, Some(InForce { value: heard.value.clone(), service })),
@@ -488,7 +630,7 @@ impl ImportedSlice {
             // It was refused before: an older version in force must pass the rules as well.
             Err(r) => {
                 let older = entry.in_force.as_ref().and_then(|f| {
-                    let service = self.judge(&key, &f.value, now).ok()?;
+                    let service = self.judge.judge(&key, &f.value, now).ok()?;
                     Some(InForce { value: f.value.clone(), service })
                 });
                 (Verdict::Refused(r), older)
@@ -505,15 +647,15 @@ impl ImportedSlice {
     }
 
     /// Whether what is staged turns an admission into a refusal or the other way round.
-    pub fn changes_verdict(&self, staged: &Staged) -> bool {
-        let admitted = |entry: &Entry| Some(entry.heard.as_ref()?.verdict == Verdict::Admitted);
+    pub fn changes_verdict(&self, staged: &Staged<J::Value>) -> bool {
+        let admitted = |entry: &Entry<J::Value>| Some(entry.heard.as_ref()?.verdict == Verdict::Admitted);
         let (old, new) =
             (self.entries.get(&staged.key).and_then(admitted), staged.next.as_ref().and_then(admitted));
         old.zip(new).is_some_and(|(old, new)| old != new)
     }
 
     /// The durable form of what is staged; empty for what changes nothing.
-    pub fn change(&self, staged: &Staged, now: Duration) -> Option<ImportChange> {
+    pub fn change(&self, staged: &Staged<J::Value>, now: Duration) -> Option<ImportChange> {
         staged.changed.then(|| ImportChange {
             peer: self.peer.clone(),
             key: staged.key.to_string(),
@@ -523,7 +665,7 @@ impl ImportedSlice {
 
     /// Puts staged decisions in effect, after they became durable. Returns what changes in the
     /// catalogue.
-    pub fn apply(&mut self, staged: Vec<Staged>, now: Duration) -> SliceChanges {
+    pub fn apply(&mut self, staged: Vec<Staged<J::Value>>, now: Duration) -> SliceChanges<J::Value> {
         let mut changes = vec![];
         for s in staged.into_iter().filter(|s| s.changed) {
             self.unreserve(s.reserved);
@@ -532,7 +674,7 @@ impl ImportedSlice {
             if let Some(old) = &before
                 && after.is_none()
             {
-                self.leases.release(&old.service.id, now);
+                self.judge.release(&old.service, now);
             }
             if before != after {
                 changes.push((s.key.clone(), after.filter(|_| !self.expired).map(|f| f.service)));
@@ -547,7 +689,11 @@ impl ImportedSlice {
 
     /// Takes back what could not be committed: names go back to what is in force. Last first, as
     /// one change of a batch may have taken the name that another let go.
-    pub fn abandon(&mut self, staged: Vec<Staged>, now: Duration) {
+    pub fn abandon(&mut self, staged: Vec<Staged<J::Value>>, now: Duration) {
+        if is_on(SeededBug::UnavailableHeard) {
+            self.apply(staged, now);
+            return;
+        }
         for s in staged.into_iter().rev() {
             self.unreserve(s.reserved);
             if s.changed && s.next.as_ref().is_none_or(|e| e.heard.is_none()) {
@@ -556,18 +702,15 @@ impl ImportedSlice {
             }
             let Some(new) = s.next.and_then(|e| e.in_force) else { continue };
             match self.entries.get(&s.key).and_then(|e| e.in_force.as_ref()) {
-                Some(old) => {
-                    // Held by the same service, so it can't be refused.
-                    let _ = self.leases.claim(&old.service, now);
-                }
-                None => self.leases.release(&new.service.id, now),
+                Some(old) => self.judge.reclaim(&old.service, now),
+                None => self.judge.release(&new.service, now),
             }
         }
     }
 
     /// Empties or restores what is in force when the hold time ends or the peer is back. What
     /// was heard stays, so an equal root restores everything without a transfer.
-    pub fn set_expired(&mut self, expired: bool) -> SliceChanges {
+    pub fn set_expired(&mut self, expired: bool) -> SliceChanges<J::Value> {
         if self.expired == expired {
             return vec![];
         }
@@ -580,7 +723,7 @@ impl ImportedSlice {
     pub fn forget(&mut self, now: Duration) {
         for entry in std::mem::take(&mut self.entries).into_values() {
             if let Some(f) = entry.in_force {
-                self.leases.release(&f.service.id, now);
+                self.judge.release(&f.service, now);
             }
         }
         self.digest = DigestTree::new(&self.type_url);
@@ -593,13 +736,13 @@ impl ImportedSlice {
         self.expired
     }
 
-    fn put(&mut self, key: &Arc<str>, next: Option<Entry>) {
+    fn put(&mut self, key: &Arc<str>, next: Option<Entry<J::Value>>) {
         if let Some(old) = self.entries.get(key) {
             tally(&mut self.counts, old, |n, by| *n -= by);
             self.bytes -= old.heard.as_ref().map_or(0, |h| h.value.len() as u64);
         }
         match next {
-            Some(entry) if entry != Entry::default() => {
+            Some(entry) if !entry.is_empty() => {
                 tally(&mut self.counts, &entry, |n, by| *n += by);
                 self.bytes += entry.heard.as_ref().map_or(0, |h| h.value.len() as u64);
                 match &entry.heard {
@@ -616,7 +759,7 @@ impl ImportedSlice {
     }
 }
 
-fn tally(counts: &mut ImportCounts, entry: &Entry, add: impl Fn(&mut u64, u64)) {
+fn tally<V>(counts: &mut ImportCounts, entry: &Entry<V>, add: impl Fn(&mut u64, u64)) {
     let refused = matches!(&entry.heard, Some(h) if h.verdict != Verdict::Admitted);
     add(&mut counts.heard, entry.heard.is_some().into());
     add(&mut counts.in_force, entry.in_force.is_some().into());
@@ -625,7 +768,7 @@ fn tally(counts: &mut ImportCounts, entry: &Entry, add: impl Fn(&mut u64, u64)) 
     add(&mut counts.withheld, entry.withheld_until.is_some().into());
 }
 
-fn record(entry: &Entry, now: Duration) -> ImportRecord {
+fn record<V>(entry: &Entry<V>, now: Duration) -> ImportRecord {
     let heard = entry.heard.as_ref().map(|h| HeardRecord {
         value: h.value.clone(),
         leaf: h.leaf,

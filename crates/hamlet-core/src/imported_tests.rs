@@ -61,7 +61,7 @@ fn slice() -> ImportedSlice {
 }
 
 fn take(s: &mut ImportedSlice, key: &str, fqdn: &str) -> Result<(), String> {
-    let staged = s.offer(key, Bytes::copy_from_slice(fqdn.as_bytes()), T0);
+    let staged = s.offer(key, Bytes::copy_from_slice(fqdn.as_bytes()), 0, T0);
     let answer = staged.answer.clone().map_err(|r| r.rule);
     s.apply(vec![staged], T0);
     answer
@@ -99,16 +99,16 @@ fn the_same_bytes_again_need_no_commit_and_get_the_same_answer() {
     let mut s = slice();
     take(&mut s, "ledger", "ledger.acme.example").unwrap();
     take(&mut s, "evil", "x.evil.example").unwrap_err();
-    let again = s.offer("ledger", Bytes::from_static(b"ledger.acme.example"), T0);
+    let again = s.offer("ledger", Bytes::from_static(b"ledger.acme.example"), 0, T0);
     assert!(again.answer.is_ok() && s.change(&again, T0).is_none());
-    let again = s.offer("evil", Bytes::from_static(b"x.evil.example"), T0);
+    let again = s.offer("evil", Bytes::from_static(b"x.evil.example"), 0, T0);
     assert!(again.answer.is_err() && s.change(&again, T0).is_none());
 }
 
 #[test]
 fn what_could_not_be_committed_leaves_no_trace() {
     let mut s = slice();
-    let staged = s.offer("ledger", Bytes::from_static(b"ledger.acme.example"), T0);
+    let staged = s.offer("ledger", Bytes::from_static(b"ledger.acme.example"), 0, T0);
     s.abandon(vec![staged], T0);
     assert_eq!(s.counts(), ImportCounts::default());
     take(&mut s, "ledger2", "ledger.acme.example").unwrap();
@@ -121,7 +121,7 @@ fn a_sweep_over_the_guards_share_is_withheld_and_goes_after_its_wait_or_comes_ba
         take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
     }
     let marked: BTreeSet<Arc<str>> = [Arc::from("s0")].into();
-    let staged = s.sweep(&marked, T0);
+    let staged = s.sweep(&marked, None, T0);
     assert!(s.apply(staged, T0).is_empty(), "nothing is withdrawn");
     assert_eq!(
         s.counts(),
@@ -141,7 +141,7 @@ fn a_small_sweep_withdraws_exactly_what_was_not_repeated() {
         take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
     }
     let marked: BTreeSet<Arc<str>> = (3..20).map(|i| Arc::from(format!("s{i}"))).collect();
-    let staged = s.sweep(&marked, T0);
+    let staged = s.sweep(&marked, None, T0);
     let mut gone: Vec<String> = s.apply(staged, T0).into_iter().map(|(k, _)| k.to_string()).collect();
     gone.sort();
     assert_eq!(gone, ["s0", "s1", "s2"]);
@@ -218,7 +218,7 @@ fn one_batch_admits_no_more_than_the_quota_leaves_and_an_abandoned_one_gives_its
     for committed in [true, false] {
         let mut s = limited(5);
         let fqdn = |i: usize| Bytes::from(format!("s{i}.acme.example"));
-        let staged: Vec<Staged> = (0..30).map(|i| s.offer(&format!("s{i:02}"), fqdn(i), T0)).collect();
+        let staged: Vec<Staged> = (0..30).map(|i| s.offer(&format!("s{i:02}"), fqdn(i), 0, T0)).collect();
         assert_eq!(staged.iter().filter(|s| s.answer.is_ok()).count(), 5);
         if committed {
             s.apply(staged, T0);
@@ -282,7 +282,7 @@ fn a_withheld_entry_that_breaks_a_tightened_policy_goes_at_once() {
     for i in 0..20 {
         take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
     }
-    let staged = s.sweep(&BTreeSet::new(), T0);
+    let staged = s.sweep(&BTreeSet::new(), None, T0);
     s.apply(staged, T0);
     assert_eq!(s.counts().withheld, 20);
     s.set_rules(rules("s1.acme.example"), ImportLimits::default(), GuardSettings::default());
@@ -297,7 +297,7 @@ fn a_withheld_entry_that_is_offered_again_and_refused_is_heard_until_it_changes(
     for i in 0..20 {
         take(&mut s, &format!("s{i}"), &format!("s{i}.acme.example")).unwrap();
     }
-    let staged = s.sweep(&BTreeSet::new(), T0);
+    let staged = s.sweep(&BTreeSet::new(), None, T0);
     s.apply(staged, T0);
     let limits = ImportLimits { bytes: 10, ..ImportLimits::default() };
     s.set_rules(rules("acme.example"), limits, GuardSettings::default());
@@ -317,7 +317,7 @@ fn an_abandoned_batch_gives_every_name_back_although_one_change_took_anothers() 
     s.set_rules(rules("acme.example"), ImportLimits::default(), GuardSettings::default());
     take(&mut s, "a", "one.acme.example").unwrap();
     let offer = |s: &mut ImportedSlice, key: &str, fqdn: &'static str| {
-        s.offer(key, Bytes::from_static(fqdn.as_bytes()), T0)
+        s.offer(key, Bytes::from_static(fqdn.as_bytes()), 0, T0)
     };
     let staged = vec![offer(&mut s, "a", "two.acme.example"), offer(&mut s, "b", "one.acme.example")];
     assert!(staged.iter().all(|s| s.answer.is_ok()));
@@ -337,6 +337,6 @@ fn a_withdrawal_that_could_not_be_committed_does_not_count_for_the_guard() {
         s.abandon(vec![staged], T0);
     }
     let marked: BTreeSet<Arc<str>> = [Arc::from("s00")].into();
-    let staged = s.sweep(&marked, T0);
+    let staged = s.sweep(&marked, None, T0);
     assert_eq!(s.apply(staged, T0).len(), 10, "the floor of ten is all there for these");
 }

@@ -16,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::digest::{DigestTree, leaf};
+use crate::digest::{DigestTree, Level, Scope, bucket_of, key_hash, leaf};
 use crate::durable::Hash32;
+use crate::seeded::{SeededBug, is_on};
 
 /// Most tombstones a view keeps for consumers that are behind; beyond it the slowest are
 /// resynchronised from the whole set.
@@ -35,12 +36,19 @@ pub struct Offer {
     pub value: Bytes,
     /// Its digest leaf.
     pub leaf: Hash32,
+    /// What places the key in the digest.
+    key_hash: Hash32,
 }
 
 impl Offer {
     /// Hashes the leaf of an encoded entry.
     pub fn new(type_url: &str, key: &str, value: Bytes) -> Offer {
-        Offer { key: key.into(), leaf: leaf(type_url, key, &value), value }
+        Offer { key: key.into(), leaf: leaf(type_url, key, &value), key_hash: key_hash(key), value }
+    }
+
+    /// The bucket of the key in the digest.
+    pub fn bucket(&self) -> u16 {
+        bucket_of(&self.key_hash)
     }
 }
 
@@ -225,7 +233,8 @@ impl View {
                 changes += 1;
             }
         }
-        if ready && state.digest.count() as usize > wanted.len() {
+        let whole = ready || is_on(SeededBug::EmptyBookmark);
+        if whole && state.digest.count() as usize > wanted.len() {
             let gone: Vec<Arc<Offer>> = state
                 .slots
                 .values()
@@ -247,26 +256,24 @@ impl View {
         changes
     }
 
-    /// A new subscription of `owner` (a peer's name): at the head if `held` is the root of exactly what the view holds now,
-    /// else before everything. Comparing and placing are one step, so no change falls between.
-    pub fn subscribe(self: &Arc<View>, owner: &str, held: Option<&Hash32>) -> (Subscription, bool) {
+    /// A new subscription of `owner` (a peer's name), placed before everything.
+    pub fn subscribe(self: &Arc<View>, owner: &str) -> Subscription {
         let mut state = self.lock();
-        let equal = held.is_some_and(|h| state.ready && *h == state.summary().root);
-        let cursor = if equal { state.head } else { 0 };
-        let born = state.head;
         let id = NEXT_SUBSCRIPTION.fetch_add(1, Ordering::Relaxed);
-        state.cursors.insert(id, Cursor { owner: owner.into(), at: cursor });
+        state.cursors.insert(id, Cursor { owner: owner.into(), at: 0 });
+        let born = state.head;
         drop(state);
-        let sub = Subscription {
+        Subscription {
             view: self.clone(),
             id,
             owner: owner.into(),
-            cursor,
-            born: if equal { 0 } else { born },
+            cursor: 0,
+            born,
             pass: None,
+            walk: None,
             ahead: BTreeMap::new(),
-        };
-        (sub, equal)
+            late: false,
+        }
     }
 }
 
@@ -280,7 +287,7 @@ impl State {
             self.digest.remove(&offer.key);
             self.tombstones.insert(version);
         } else {
-            self.digest.insert(&offer.key, offer.leaf);
+            self.digest.insert_hashed(offer.key_hash, offer.leaf);
         }
         let key = offer.key.clone();
         if let Some(old) = self.slots.insert(key.clone(), Slot { version, offer, deleted }) {
@@ -294,6 +301,7 @@ impl State {
     /// Forgets tombstones that every cursor has passed, and the oldest beyond the cap.
     fn trim_tombstones(&mut self) {
         let slowest = self.cursors.values().map(|c| c.at).min().unwrap_or(self.head);
+        let slowest = if is_on(SeededBug::TombstonePurged) { self.head } else { slowest };
         while let Some(&oldest) = self.tombstones.first() {
             if oldest > slowest && self.tombstones.len() <= TOMBSTONES_MAX {
                 break;
@@ -302,8 +310,15 @@ impl State {
             if let Some(key) = self.by_version.remove(&oldest) {
                 self.slots.remove(&key);
             }
-            self.purged = oldest;
+            if !is_on(SeededBug::TombstonePurged) {
+                self.purged = oldest;
+            }
         }
+    }
+
+    /// A seeded bug's question.
+    fn another_is_behind(&self, id: u64) -> bool {
+        self.cursors.iter().any(|(other, cursor)| *other < id && cursor.at < self.head)
     }
 
     /// Up to [`PLAN_MAX`] keys with a version above `cursor`, in key order; `None` if there are more.
@@ -351,9 +366,21 @@ pub struct Subscription {
     /// Head at the start of a fresh subscription: older tombstones were never announced on it.
     born: u64,
     pass: Option<Pass>,
+    /// What a round repeats, before the changes go on.
+    walk: Option<Walk>,
     /// Versions handed out in this pass beyond its target, so that the next one doesn't repeat
     /// them; bounded by [`PLAN_MAX`], beyond which a repetition is harmless.
     ahead: BTreeMap<Arc<str>, u64>,
+    /// A seeded bug's: the cursor is yet to be set.
+    late: bool,
+}
+
+/// One pass over some buckets.
+#[derive(Debug)]
+struct Walk {
+    scope: Scope,
+    /// Last key visited.
+    position: Option<Arc<str>>,
 }
 
 impl Subscription {
@@ -371,8 +398,60 @@ impl Subscription {
         view.lock().cursors.insert(self.id, self.place());
         let old = std::mem::replace(&mut self.view, view.clone());
         old.lock().cursors.remove(&self.id);
-        // The pass begins anew at the cursor: at worst some keys are sent twice.
+        // The pass begins anew at the cursor: at worst some keys are sent twice. The walk goes on
+        // by keys, which are the same here.
         self.pass = None;
+    }
+
+    fn place_at(&mut self, state: &mut State, cursor: u64) {
+        self.cursor = cursor;
+        state.cursors.insert(self.id, self.place());
+        self.pass = None;
+        self.ahead.clear();
+    }
+
+    /// If `root` is the root of exactly what the view holds now, places the subscription at the
+    /// head. Comparing and placing are one step, so no change falls between. Needs a view that is
+    /// ready.
+    pub fn resume(&mut self, root: &Hash32) -> bool {
+        let view = self.view.clone();
+        let mut state = view.lock();
+        let equal = state.ready && *root == state.summary().root;
+        if equal && is_on(SeededBug::EqualThenCursor) {
+            self.late = true;
+        } else if equal {
+            let head = state.head;
+            self.place_at(&mut state, head);
+        }
+        equal
+    }
+
+    /// Finds what differs from a consumer's hashes, to be repeated next, and places a fresh
+    /// subscription at the head in the same step. `None` if the hashes are not all of a level.
+    pub fn resume_differing(&mut self, level: Level, hashes: &[u8]) -> Option<Scope> {
+        let view = self.view.clone();
+        let mut state = view.lock();
+        let scope = state.digest.differing(level, hashes)?;
+        let head = state.head;
+        self.place_at(&mut state, head);
+        self.walk = Some(Walk { scope: scope.clone(), position: None });
+        Some(scope)
+    }
+
+    /// The same on a subscription that is under way: its place stays, so nothing that is behind
+    /// it is lost.
+    pub fn repeat_differing(&mut self, level: Level, hashes: &[u8]) -> Option<Scope> {
+        if is_on(SeededBug::LiveRoundMovesCursor) {
+            return self.resume_differing(level, hashes);
+        }
+        let scope = self.view.lock().digest.differing(level, hashes)?;
+        self.walk = Some(Walk { scope: scope.clone(), position: None });
+        Some(scope)
+    }
+
+    /// Whether everything up to the head was handed out.
+    pub fn is_at_head(&self) -> bool {
+        self.walk.is_none() && self.pass.is_none() && self.cursor >= self.view.lock().head
     }
 
     fn place(&self) -> Cursor {
@@ -387,6 +466,7 @@ impl Subscription {
         state.cursors.insert(self.id, self.place());
         drop(state);
         self.pass = None;
+        self.walk = None;
         self.ahead.clear();
     }
 
@@ -399,6 +479,7 @@ impl Subscription {
         state.cursors.insert(self.id, self.place());
         drop(state);
         self.pass = None;
+        self.walk = None;
         self.ahead.clear();
     }
 
@@ -412,6 +493,18 @@ impl Subscription {
     pub fn take_next(&mut self) -> Next {
         let view = self.view.clone();
         let mut state = view.lock();
+        if std::mem::take(&mut self.late) {
+            self.cursor = state.head;
+        }
+        if is_on(SeededBug::StopAtFirstFailing) && state.another_is_behind(self.id) {
+            return Next::AtHead;
+        }
+        if is_on(SeededBug::VersionOrder) {
+            return self.take_oldest(&mut state);
+        }
+        if let Some(change) = self.walk(&state) {
+            return Next::Change(change);
+        }
         loop {
             // A fresh subscription needs only tombstones younger than itself.
             if state.purged > self.cursor.max(self.born) {
@@ -434,7 +527,43 @@ impl Subscription {
     /// One step under the view's lock: what a bookmark may say.
     pub fn bookmark(&self) -> Option<Summary> {
         let mut state = self.view.lock();
-        (state.ready && self.pass.is_none() && self.cursor >= state.head).then(|| state.summary())
+        let ready = state.ready || is_on(SeededBug::EmptyBookmark);
+        let passed = self.cursor >= state.head || is_on(SeededBug::BookmarkBeforeTail);
+        (ready && self.walk.is_none() && self.pass.is_none() && passed).then(|| state.summary())
+    }
+
+    /// The next key of the walk, at its latest; the walk ends with the last.
+    fn walk(&mut self, state: &State) -> Option<Change> {
+        let walk = self.walk.as_mut()?;
+        let from = match &walk.position {
+            Some(key) => Bound::Excluded(key.clone()),
+            None => Bound::Unbounded,
+        };
+        let mut rest = state.slots.range((from, Bound::Unbounded));
+        let next = rest.find(|(_, slot)| !slot.deleted && walk.scope.contains(slot.offer.bucket()));
+        let Some((key, slot)) = next else {
+            self.walk = None;
+            return None;
+        };
+        walk.position = Some(key.clone());
+        if slot.version > self.cursor && self.ahead.len() < PLAN_MAX {
+            self.ahead.insert(key.clone(), slot.version);
+        }
+        Some(Change { version: slot.version, offer: slot.offer.clone(), deleted: false })
+    }
+
+    /// A seeded bug's delivery: the oldest change first.
+    fn take_oldest(&mut self, state: &mut State) -> Next {
+        self.walk = None;
+        loop {
+            let range = (Bound::Excluded(self.cursor), Bound::Unbounded);
+            let Some((&version, key)) = state.by_version.range(range).next() else { return Next::AtHead };
+            let slot = state.slots.get(key).cloned();
+            self.cursor = version;
+            state.cursors.insert(self.id, self.place());
+            let Some(slot) = slot.filter(|s| !s.deleted || s.version > self.born) else { continue };
+            return Next::Change(Change { version, offer: slot.offer, deleted: slot.deleted });
+        }
     }
 
     fn advance(&mut self, state: &State) -> Option<Change> {
@@ -467,7 +596,7 @@ impl Subscription {
 
     fn end_pass(&mut self, state: &mut State) {
         let Some(pass) = self.pass.take() else { return };
-        self.cursor = pass.target;
+        self.cursor = if is_on(SeededBug::CursorToHead) { state.head } else { pass.target };
         self.ahead.retain(|_, version| *version > pass.target);
         state.cursors.insert(self.id, self.place());
         state.trim_tombstones();
@@ -509,8 +638,7 @@ mod tests {
     fn a_subscription_gets_the_state_in_key_order_then_changes_at_their_latest() {
         let (view, v) = (View::new("t"), VersionCounter::default());
         view.set(&wanted(&[("b", "1"), ("a", "1"), ("c", "1")]), true, &v);
-        let (mut sub, equal) = view.subscribe("p", None);
-        assert!(!equal);
+        let mut sub = view.subscribe("p");
         assert_eq!(drain(&mut sub), ["a=1", "b=1", "c=1"]);
         view.set(&wanted(&[("b", "2"), ("a", "1"), ("c", "1")]), true, &v);
         view.set(&wanted(&[("b", "3"), ("a", "1")]), true, &v);
@@ -522,9 +650,9 @@ mod tests {
     fn a_fresh_subscription_is_not_told_of_deletions_before_its_time() {
         let (view, v) = (View::new("t"), VersionCounter::default());
         view.set(&wanted(&[("a", "1"), ("b", "1")]), true, &v);
-        let (_keeps_the_tombstone, _) = view.subscribe("p", None);
+        let _keeps_the_tombstone = view.subscribe("p");
         view.set(&wanted(&[("a", "1")]), true, &v);
-        let (mut sub, _) = view.subscribe("p", None);
+        let mut sub = view.subscribe("p");
         assert_eq!(drain(&mut sub), ["a=1"]);
     }
 
@@ -533,8 +661,9 @@ mod tests {
         let (view, v) = (View::new("t"), VersionCounter::default());
         view.set(&wanted(&[("a", "1")]), true, &v);
         let root = view.summary().root;
-        let (mut sub, equal) = view.subscribe("p", Some(&root));
-        assert!(equal);
+        let mut sub = view.subscribe("p");
+        assert!(!sub.resume(&[1; 32]));
+        assert!(sub.resume(&root));
         assert_eq!(sub.take_next(), Next::AtHead);
         view.set(&wanted(&[]), true, &v);
         assert_eq!(drain(&mut sub), ["-a"]);
@@ -544,7 +673,7 @@ mod tests {
     fn an_unread_source_deletes_nothing_and_allows_no_bookmark() {
         let (view, v) = (View::new("t"), VersionCounter::default());
         view.set(&wanted(&[("a", "1")]), true, &v);
-        let (mut sub, _) = view.subscribe("p", None);
+        let mut sub = view.subscribe("p");
         drain(&mut sub);
         view.set(&wanted(&[]), false, &v);
         assert_eq!(drain(&mut sub), Vec::<String>::new());
@@ -558,7 +687,7 @@ mod tests {
     fn forgotten_deletions_make_a_slow_subscription_start_over() {
         let (view, v) = (View::new("t"), VersionCounter::default());
         view.set(&wanted(&[("x", "1")]), true, &v);
-        let (mut slow, _) = view.subscribe("p", None);
+        let mut slow = view.subscribe("p");
         drain(&mut slow);
         let many: Vec<String> = (0..=TOMBSTONES_MAX).map(|i| format!("k{i:06}")).collect();
         let all: Vec<(&str, &str)> = many.iter().map(|k| (k.as_str(), "1")).collect();
@@ -573,7 +702,7 @@ mod tests {
     fn a_repetition_hands_out_what_lives_and_the_deletions_that_were_still_to_come() {
         let (view, v) = (View::new("t"), VersionCounter::default());
         view.set(&wanted(&[("a", "1"), ("b", "1"), ("c", "1")]), true, &v);
-        let (mut sub, _) = view.subscribe("p", None);
+        let mut sub = view.subscribe("p");
         drain(&mut sub);
         view.set(&wanted(&[("b", "1"), ("c", "1")]), true, &v);
         drain(&mut sub);
@@ -587,12 +716,47 @@ mod tests {
     fn a_subscription_keeps_its_place_when_its_view_is_split() {
         let (view, v) = (View::new("t"), VersionCounter::default());
         view.set(&wanted(&[("a", "1"), ("b", "1")]), true, &v);
-        let (mut sub, _) = view.subscribe("p", None);
+        let mut sub = view.subscribe("p");
         drain(&mut sub);
         let fork = view.fork(&["p".into()].into());
         fork.set(&wanted(&[("b", "1"), ("c", "1")]), true, &v);
         sub.move_to(&fork);
         assert_eq!(drain(&mut sub), ["-a", "c=1"]);
+    }
+
+    fn hashes(entries: &[(&str, &str)]) -> Vec<u8> {
+        let mut theirs = DigestTree::new("t");
+        for (k, v) in entries {
+            theirs.insert(k, leaf("t", k, v.as_bytes()));
+        }
+        theirs.cut_hashes(Level::Three, 0, Level::Three.nodes())
+    }
+
+    #[test]
+    fn a_resumed_subscription_repeats_what_differs_then_goes_on_with_changes() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("a", "1"), ("b", "2"), ("c", "3"), ("e", "5")]), true, &v);
+        let mut sub = view.subscribe("p");
+        let scope = sub.resume_differing(Level::Three, &hashes(&[("a", "1"), ("b", "1"), ("d", "4")]));
+        let scope = scope.unwrap();
+        let inside = |key: &str| scope.contains(bucket_of(&key_hash(key)));
+        assert_eq!(["a", "b", "c", "d", "e"].map(inside), [false, true, true, true, true]);
+        view.set(&wanted(&[("a", "2"), ("b", "2"), ("c", "4")]), true, &v);
+        assert_eq!(sub.bookmark(), None, "the walk is still to come");
+        assert_eq!(drain(&mut sub), ["b=2", "c=4", "a=2", "-e"]);
+        assert_eq!(sub.bookmark().unwrap().count, 3);
+        assert!(sub.resume_differing(Level::Two, &hashes(&[])).is_none());
+    }
+
+    #[test]
+    fn a_round_on_a_live_subscription_loses_nothing_that_was_behind() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        view.set(&wanted(&[("a", "1"), ("b", "1"), ("c", "1")]), true, &v);
+        let mut sub = view.subscribe("p");
+        drain(&mut sub);
+        view.set(&wanted(&[("a", "2"), ("c", "1")]), true, &v);
+        sub.repeat_differing(Level::Three, &hashes(&[("a", "2"), ("b", "1")])).unwrap();
+        assert_eq!(drain(&mut sub), ["c=1", "a=2", "-b"]);
     }
 
     proptest! {
@@ -604,7 +768,7 @@ mod tests {
             steps in proptest::collection::vec((proptest::collection::btree_map(0u16..400, 0u8..3, 0..400), 0usize..300), 1..12)
         ) {
             let (view, versions) = (View::new("t"), VersionCounter::default());
-            let (mut sub, _) = view.subscribe("p", None);
+            let mut sub = view.subscribe("p");
             let mut held: BTreeMap<Arc<str>, Bytes> = BTreeMap::new();
             let mut seen: BTreeMap<Arc<str>, u64> = BTreeMap::new();
             let mut last = BTreeMap::new();

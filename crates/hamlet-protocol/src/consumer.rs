@@ -2,18 +2,20 @@
 //! in the order of receipt, and the proof that we hold the same set. Sans-IO; *hardened to
 //! untrusted peer*: the inbox is bounded in messages and bytes.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hamlet_core::durable::ImportChange;
-use hamlet_core::imported::{ImportedSlice, SliceChanges, Staged};
+use hamlet_core::digest::{CUT_BYTES, Level, Scope};
+use hamlet_core::durable::{ImportChange, PeerState};
+use hamlet_core::imported::{ImportedSlice, Judge, SliceChanges, Staged};
+use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::service::limits;
 use hamlet_core::{Rejection, RejectionCode};
 
 use crate::dialect::{IncomingOffer, Operation, Outgoing};
-use crate::session::StreamEnd;
+use crate::session::{StreamEnd, Violation};
 use crate::wire::hamlet::federation::v1 as ext;
 
 /// Most messages in the inbox.
@@ -25,9 +27,17 @@ pub const ANSWERS_MAX: usize = 65_536;
 /// Most bytes of nonces of answers that wait to be written.
 pub const NONCES_BYTES: usize = 1 << 20;
 /// Most changes of one commit.
-const BATCH_MAX: usize = 512;
+const BATCH_MAX: usize = 2_048;
+/// Most hash bytes in one message.
+const BUCKETS_BYTES: usize = 32 * 1024;
+/// Most changes whose fate waits to be told in one message.
+const APPLIED_BATCH: usize = 64;
+/// Most changes whose fate waits to be told at all; beyond it a whole round tells.
+pub const APPLIED_MAX: usize = 1_024;
 /// Length of a digest root.
 const ROOT_BYTES: usize = 32;
+/// Length of the name of a log.
+const LOG_ID_BYTES: usize = 16;
 /// Longest nonce that we repeat.
 const NONCE_MAX: usize = 1_024;
 /// First wait before a further whole round when one did not end in equality; doubles to an hour.
@@ -36,11 +46,49 @@ const UNPROVEN_CAP: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 enum Item {
-    Upsert { nonce: String, key: String, value: Bytes },
+    Upsert { nonce: String, key: String, value: Bytes, version: u64 },
     Delete { nonce: String, key: String },
     Refuse { nonce: String, rejection: Rejection },
     Begin(ext::Begin),
     Bookmark(ext::Bookmark),
+    Leaving,
+}
+
+#[derive(Debug)]
+struct Queued {
+    item: Item,
+    bytes: usize,
+    at: Duration,
+}
+
+/// An answer on its way to the writer.
+#[derive(Debug)]
+struct Answer {
+    nonce: String,
+    answer: Result<(), Rejection>,
+    at: Duration,
+}
+
+/// What a consumer says it holds, for a hello. `stored` names the owner's log and revision at
+/// the last proof.
+pub fn held_of<J: Judge>(slice: &mut ImportedSlice<J>, stored: &PeerState) -> ext::Held {
+    let (root, count) = slice.heard_root();
+    // So few hashes go along at once; else they are sent when they are asked for.
+    let hashes = match slice.heard_level() {
+        Level::One if count > 0 => slice.heard_hashes(Level::One, 0, Level::One.nodes()),
+        _ => vec![],
+    };
+    ext::Held {
+        round: 1,
+        digest_version: 1,
+        type_url: slice.type_url().to_owned(),
+        root: root.to_vec().into(),
+        count,
+        log_id: stored.log_id.clone().into(),
+        revision: stored.revision,
+        hashes: hashes.into(),
+        full: false,
+    }
 }
 
 /// Where we stand with what the owner said.
@@ -69,15 +117,31 @@ pub struct ConsumerStats {
     pub owner_count: Option<u64>,
     /// Keys repeated so far in the open round.
     pub round_seen: Option<u64>,
+    /// The owner's version up to which both are proven to hold the same; 0 if none.
+    pub proven_version: u64,
+    /// Rounds that ended.
+    pub rounds: u64,
+}
+
+/// The owner's log and its revision at a proof; survives in the peer's stored state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvenAt {
+    /// Names the log.
+    pub log_id: Vec<u8>,
+    /// The revision.
+    pub revision: u64,
 }
 
 /// What the committer has to make durable; give it back to [`ConsumerSession::finish`].
 #[derive(Debug)]
-pub struct Batch {
+pub struct Batch<V = hamlet_core::ImportedService> {
     /// The changes to commit; may be empty.
     pub changes: Vec<ImportChange>,
+    /// The owner leaves for good: everything of it goes, once this is committed.
+    pub leaving: bool,
     answers: Vec<(String, Result<(), Rejection>)>,
-    staged: Vec<Staged>,
+    staged: Vec<Staged<V>>,
+    since: Duration,
     /// Keys repeated since the round began, and keys deleted.
     upserted: Vec<Arc<str>>,
     deleted: Vec<Arc<str>>,
@@ -85,23 +149,45 @@ pub struct Batch {
     messages: usize,
 }
 
+impl<V> Batch<V> {
+    /// Keys that the owner offered in it, and keys that it deleted.
+    pub fn said(&self) -> (&[Arc<str>], &[Arc<str>]) {
+        (&self.upserted, &self.deleted)
+    }
+}
+
+/// What the next round is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Planned {
+    due: Duration,
+    full: bool,
+}
+
 /// The consumer role on one stream.
 #[derive(Debug)]
 pub struct ConsumerSession {
     type_url: &'static str,
     message_bytes: usize,
-    inbox: VecDeque<(Item, usize)>,
+    inbox: VecDeque<Queued>,
     inbox_bytes: usize,
-    answers: VecDeque<(String, Result<(), Rejection>)>,
+    committing: Option<Duration>,
+    answers: VecDeque<Answer>,
     nonce_bytes: usize,
     hello: bool,
     marked: Option<BTreeSet<Arc<str>>>,
+    scope: Option<Scope>,
     round: u32,
+    full: bool,
+    awaiting: bool,
     proof: Option<ext::Proof>,
+    proven_at: Option<ProvenAt>,
     ask_round: Option<ext::Held>,
-    next_round: Option<Duration>,
+    buckets: VecDeque<ext::Buckets>,
+    next_round: Option<Planned>,
     asked_round: Option<Duration>,
     verdicts_changed: bool,
+    applied: BTreeMap<Arc<str>, ext::applied::Change>,
+    missed: bool,
     unproven_wait: Duration,
     stats: ConsumerStats,
 }
@@ -114,16 +200,24 @@ impl ConsumerSession {
             message_bytes: limits::MESSAGE_BYTES,
             inbox: VecDeque::new(),
             inbox_bytes: 0,
+            committing: None,
             answers: VecDeque::new(),
             nonce_bytes: 0,
             hello: false,
             marked: None,
+            scope: None,
             round: 1,
+            full: false,
+            awaiting: true,
             proof: None,
+            proven_at: None,
             ask_round: None,
+            buckets: VecDeque::new(),
             next_round: None,
             asked_round: None,
             verdicts_changed: false,
+            applied: BTreeMap::new(),
+            missed: false,
             unproven_wait: UNPROVEN_FIRST,
             stats: ConsumerStats {
                 received: 0,
@@ -132,6 +226,8 @@ impl ConsumerSession {
                 verdict: ProofVerdict::None,
                 owner_count: None,
                 round_seen: None,
+                proven_version: 0,
+                rounds: 0,
             },
         }
     }
@@ -156,6 +252,22 @@ impl ConsumerSession {
         self.inbox.len() < INBOX_MESSAGES && (self.inbox_bytes < INBOX_BYTES || self.inbox.is_empty())
     }
 
+    /// Age of the oldest change that came and isn't answered yet.
+    pub fn oldest_uncommitted(&self, now: Duration) -> Option<Duration> {
+        let queued = self.inbox.front().map(|q| q.at);
+        self.committing.into_iter().chain(queued).min().map(|at| now.saturating_sub(at))
+    }
+
+    /// Age of the oldest answer that the writer hasn't taken.
+    pub fn oldest_unwritten(&self, now: Duration) -> Option<Duration> {
+        self.answers.front().map(|a| now.saturating_sub(a.at))
+    }
+
+    /// The owner's log and revision at the last proof on this stream.
+    pub fn proven_at(&self) -> Option<&ProvenAt> {
+        self.proven_at.as_ref()
+    }
+
     /// Whether the committer has something to do.
     pub fn has_work(&self) -> bool {
         !self.inbox.is_empty()
@@ -175,11 +287,19 @@ impl ConsumerSession {
             let text = "more changes without reading our answers than we keep; read while you write";
             return Err(StreamEnd::new(tonic::Code::ResourceExhausted, text));
         }
+        if is_on(SeededBug::DropOnOverflow) && self.inbox.len() >= 8 {
+            self.answers.push_back(Answer { nonce: offer.nonce, answer: Ok(()), at: now });
+            return Ok(());
+        }
         self.nonce_bytes += offer.nonce.len();
-        self.inbox_bytes += bytes;
         let item = self.check(offer, bytes);
-        self.inbox.push_back((item, bytes));
+        self.queue(item, bytes, now);
         Ok(())
+    }
+
+    fn queue(&mut self, item: Item, bytes: usize, now: Duration) {
+        self.inbox_bytes += bytes;
+        self.inbox.push_back(Queued { item, bytes, at: now });
     }
 
     fn check(&self, offer: IncomingOffer, bytes: usize) -> Item {
@@ -206,7 +326,8 @@ impl ConsumerSession {
             (Operation::Upsert, Some((url, value))) if url == self.type_url => {
                 // Copied: the value as it came keeps the whole message in memory for as long as
                 // it lives, and only its own length counts against the quota.
-                Item::Upsert { nonce, key: offer.key, value: Bytes::copy_from_slice(&value) }
+                let value = Bytes::copy_from_slice(&value);
+                Item::Upsert { nonce, key: offer.key, value, version: offer.version }
             }
             (Operation::Upsert, Some(_)) => {
                 let message = format!("differs from resource_url; use {}", self.type_url);
@@ -225,26 +346,53 @@ impl ConsumerSession {
     }
 
     /// Takes the start of a round.
-    pub fn begin(&mut self, begin: ext::Begin) {
-        // What isn't used isn't kept: the peer decides how long it is.
-        let begin = ext::Begin { scope: Bytes::new(), ..begin };
-        self.inbox.push_back((Item::Begin(begin), 0));
+    ///
+    /// # Errors
+    /// [`Violation::Round`] for one that can't be.
+    pub fn begin(&mut self, begin: ext::Begin, now: Duration) -> Result<(), Violation> {
+        let mode = ext::begin::Mode::try_from(begin.mode).map_err(|_| Violation::Round)?;
+        let scoped = mode == ext::begin::Mode::Scope;
+        let level = Level::from_number(begin.level);
+        if scoped && level.is_none_or(|l| begin.scope.len() != l.nodes() / 8) {
+            return Err(Violation::Round);
+        }
+        if mode == ext::begin::Mode::WantBuckets && !std::mem::take(&mut self.awaiting) {
+            return Err(Violation::Round);
+        }
+        // What isn't used isn't kept, and what is kept is a copy: the peer decides how long it is.
+        let scope = if scoped { Bytes::copy_from_slice(&begin.scope) } else { Bytes::new() };
+        let bytes = scope.len();
+        self.queue(Item::Begin(ext::Begin { scope, ..begin }), bytes, now);
+        Ok(())
     }
 
     /// Takes a bookmark; it is handled when everything before it is committed.
-    pub fn bookmark(&mut self, bookmark: ext::Bookmark) {
-        let root = &bookmark.root[..];
-        let root = if root.len() == ROOT_BYTES { Bytes::copy_from_slice(root) } else { Bytes::new() };
-        let bookmark = ext::Bookmark { root, log_id: Bytes::new(), ..bookmark };
-        self.inbox.push_back((Item::Bookmark(bookmark), 0));
+    pub fn bookmark(&mut self, bookmark: ext::Bookmark, now: Duration) {
+        let copied = |bytes: &Bytes, len: usize| match bytes.len() == len {
+            true => Bytes::copy_from_slice(bytes),
+            false => Bytes::new(),
+        };
+        let (root, log_id) = (copied(&bookmark.root, ROOT_BYTES), copied(&bookmark.log_id, LOG_ID_BYTES));
+        self.queue(Item::Bookmark(ext::Bookmark { root, log_id, ..bookmark }), 0, now);
+    }
+
+    /// The owner said that it leaves for good; it counts after everything before it.
+    pub fn leaving(&mut self, now: Duration) {
+        self.queue(Item::Leaving, 0, now);
     }
 
     /// Decides on what came, up to a bookmark or a repeated key. `None` if nothing came.
-    pub fn batch(&mut self, slice: &mut ImportedSlice, now: Duration) -> Option<Batch> {
+    pub fn batch<J: Judge>(
+        &mut self,
+        slice: &mut ImportedSlice<J>,
+        now: Duration,
+    ) -> Option<Batch<J::Value>> {
         let mut batch = Batch {
             changes: vec![],
+            leaving: false,
             answers: vec![],
             staged: vec![],
+            since: self.inbox.front().map_or(now, |q| q.at),
             upserted: vec![],
             deleted: vec![],
             bookmark: None,
@@ -252,21 +400,23 @@ impl ConsumerSession {
         };
         let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
         while batch.answers.len() < BATCH_MAX {
-            match self.inbox.front().map(|(item, _)| item) {
+            match self.inbox.front().map(|q| &q.item) {
                 None => break,
                 Some(Item::Upsert { key, .. } | Item::Delete { key, .. }) if keys.contains(key.as_str()) => {
                     break;
                 }
-                Some(Item::Bookmark(_)) if !batch.answers.is_empty() => break,
+                // Behind a barrier: they speak of what is committed.
+                Some(Item::Bookmark(_) | Item::Begin(_) | Item::Leaving) if !batch.answers.is_empty() => {
+                    break;
+                }
                 Some(_) => {}
             }
-            let Some((item, bytes)) = self.inbox.pop_front() else { break };
+            let Some(Queued { item, bytes, .. }) = self.inbox.pop_front() else { break };
             self.inbox_bytes -= bytes;
             batch.messages += 1;
-            let staged = match item {
+            let (nonce, staged) = match item {
                 Item::Begin(begin) => {
-                    self.open_round(&begin);
-                    batch.upserted.clear();
+                    self.open_round(slice, &begin);
                     continue;
                 }
                 Item::Bookmark(bookmark) => {
@@ -274,12 +424,16 @@ impl ConsumerSession {
                     batch.bookmark = Some(bookmark);
                     break;
                 }
+                Item::Leaving => {
+                    batch.leaving = true;
+                    break;
+                }
                 Item::Refuse { nonce, rejection } => {
                     batch.answers.push((nonce, Err(rejection)));
                     continue;
                 }
-                Item::Upsert { nonce, key, value } => {
-                    let staged = slice.offer(&key, value, now);
+                Item::Upsert { nonce, key, value, version } => {
+                    let staged = slice.offer(&key, value, version, now);
                     batch.upserted.push(staged.key.clone());
                     (nonce, staged)
                 }
@@ -289,55 +443,106 @@ impl ConsumerSession {
                     (nonce, staged)
                 }
             };
-            let (nonce, staged) = staged;
             keys.insert(staged.key.clone());
             batch.answers.push((nonce, staged.answer.clone()));
             batch.staged.push(staged);
         }
         batch.changes = batch.staged.iter().filter_map(|s| slice.change(s, now)).collect();
+        self.committing = (batch.messages > 0).then_some(batch.since);
         (batch.messages > 0).then_some(batch)
     }
 
-    fn open_round(&mut self, begin: &ext::Begin) {
+    fn open_round<J: Judge>(&mut self, slice: &mut ImportedSlice<J>, begin: &ext::Begin) {
         self.round = begin.round;
-        self.marked = (begin.mode == ext::begin::Mode::All as i32).then(BTreeSet::new);
+        self.marked = None;
+        self.scope = None;
+        self.full = false;
+        match ext::begin::Mode::try_from(begin.mode) {
+            Ok(ext::begin::Mode::WantBuckets) => self.send_buckets(slice),
+            Ok(ext::begin::Mode::Scope) => {
+                self.marked = Some(BTreeSet::new());
+                let level = Level::from_number(begin.level);
+                self.scope = level.and_then(|level| Scope::from_bytes(level, &begin.scope));
+            }
+            Ok(ext::begin::Mode::All) => {
+                self.marked = Some(BTreeSet::new());
+                self.full = true;
+            }
+            _ => {}
+        }
     }
 
-    fn sweep(&mut self, slice: &mut ImportedSlice, bookmark: &ext::Bookmark, now: Duration) -> Vec<Staged> {
+    /// All hashes of the level that fits what we hold, in messages of bounded size.
+    fn send_buckets<J: Judge>(&mut self, slice: &mut ImportedSlice<J>) {
+        let level = slice.heard_level();
+        let a_message = BUCKETS_BYTES / CUT_BYTES;
+        let firsts = (0..level.nodes()).step_by(a_message);
+        let message = |first: usize| ext::Buckets {
+            round: self.round,
+            level: level.number(),
+            first: first as u32,
+            hashes: slice.heard_hashes(level, first, a_message).into(),
+            last: first + a_message >= level.nodes(),
+        };
+        self.buckets = firsts.map(message).collect();
+    }
+
+    fn sweep<J: Judge>(
+        &mut self,
+        slice: &mut ImportedSlice<J>,
+        bookmark: &ext::Bookmark,
+        now: Duration,
+    ) -> Vec<Staged<J::Value>> {
         if bookmark.round == 0 || bookmark.round != self.round {
             return vec![];
         }
-        match self.marked.take() {
-            Some(marked) => slice.sweep(&marked, now),
-            None => vec![],
+        self.stats.rounds += 1;
+        let Some(marked) = self.marked.take() else { return vec![] };
+        let scope = self.scope.take().filter(|_| !is_on(SeededBug::SweepOutsideScope));
+        // Equal sets have nothing to sweep, whatever was repeated.
+        if slice.heard_root().0[..] == bookmark.root[..] || is_on(SeededBug::NeverSweep) {
+            return vec![];
         }
+        slice.sweep(&marked, scope.as_ref(), now)
     }
 
     /// Puts a committed batch in effect, or takes it back. Returns what changes in the catalogue.
-    pub fn finish(
+    pub fn finish<J: Judge>(
         &mut self,
-        slice: &mut ImportedSlice,
-        batch: Batch,
+        slice: &mut ImportedSlice<J>,
+        batch: Batch<J::Value>,
         outcome: Result<(), Rejection>,
         now: Duration,
-    ) -> SliceChanges {
+    ) -> SliceChanges<J::Value> {
         let Batch { answers, staged, upserted, deleted, bookmark, .. } = batch;
+        self.committing = None;
         if let Err(rejection) = outcome {
+            let refused: BTreeSet<Arc<str>> = match is_on(SeededBug::MarkOnlyAdmitted) {
+                true => staged.iter().map(|s| s.key.clone()).collect(),
+                false => BTreeSet::new(),
+            };
             slice.abandon(staged, now);
-            self.mark(slice, upserted, deleted);
+            self.mark(slice, upserted, deleted, &refused);
             for (nonce, _) in answers {
-                self.answer(nonce, Err(rejection.clone()));
+                self.answer(nonce, Err(rejection.clone()), now);
             }
-            // The bookmark speaks of a state we don't have: no proof and no sweep, but a new round.
-            if bookmark.is_some() {
-                self.plan_round(false, now);
+            // The owner offers it again; a bookmark until then speaks of a state we don't have yet.
+            self.missed = true;
+            if let Some(bookmark) = bookmark {
+                // It would have ended a round: another one has to.
+                let full = self.full;
+                self.plan_round(bookmark.round != 0, full, now);
             }
             return vec![];
         }
+        let refused: BTreeSet<Arc<str>> = match is_on(SeededBug::MarkOnlyAdmitted) {
+            true => staged.iter().filter(|s| s.answer.is_err()).map(|s| s.key.clone()).collect(),
+            false => BTreeSet::new(),
+        };
         let mut changes = slice.apply(staged, now);
-        self.mark(slice, upserted, deleted);
+        self.mark(slice, upserted, deleted, &refused);
         for (nonce, answer) in answers {
-            self.answer(nonce, answer);
+            self.answer(nonce, answer, now);
         }
         if let Some(bookmark) = bookmark {
             self.prove(slice, &bookmark, now);
@@ -351,26 +556,35 @@ impl ConsumerSession {
 
     /// Notes what was repeated in the open round, whatever its verdict. Only what is heard can be
     /// swept, so nothing else needs a mark: marks are bounded by what may be heard.
-    fn mark(&mut self, slice: &ImportedSlice, upserted: Vec<Arc<str>>, deleted: Vec<Arc<str>>) {
+    fn mark<J: Judge>(
+        &mut self,
+        slice: &ImportedSlice<J>,
+        upserted: Vec<Arc<str>>,
+        deleted: Vec<Arc<str>>,
+        except: &BTreeSet<Arc<str>>,
+    ) {
         let Some(marked) = &mut self.marked else { return };
-        marked.extend(upserted.into_iter().filter(|key| slice.hears(key)));
+        marked.extend(upserted.into_iter().filter(|key| slice.hears(key) && !except.contains(key)));
         for key in deleted {
             marked.remove(&key);
         }
     }
 
-    fn answer(&mut self, nonce: String, answer: Result<(), Rejection>) {
+    fn answer(&mut self, nonce: String, answer: Result<(), Rejection>, now: Duration) {
         self.stats.refused += u64::from(answer.is_err());
-        self.answers.push_back((nonce, answer));
+        self.answers.push_back(Answer { nonce, answer, at: now });
     }
 
-    fn prove(&mut self, slice: &mut ImportedSlice, bookmark: &ext::Bookmark, now: Duration) {
+    fn prove<J: Judge>(&mut self, slice: &mut ImportedSlice<J>, bookmark: &ext::Bookmark, now: Duration) {
         let (root, _) = slice.heard_root();
         let equal = root[..] == bookmark.root[..];
         let counts = slice.counts();
         self.stats.owner_count = Some(bookmark.count);
+        let missed = std::mem::take(&mut self.missed);
         let verdict = if equal {
             self.stats.verdict = ProofVerdict::Equal(now);
+            self.stats.proven_version = bookmark.version;
+            self.proven_at = Some(ProvenAt { log_id: bookmark.log_id.to_vec(), revision: bookmark.revision });
             self.next_round = None;
             self.unproven_wait = UNPROVEN_FIRST;
             ext::proof::Verdict::Equal
@@ -378,8 +592,14 @@ impl ConsumerSession {
             if !matches!(self.stats.verdict, ProofVerdict::Different(_)) {
                 self.stats.verdict = ProofVerdict::Different(now);
             }
-            self.plan_round(bookmark.round != 0, now);
-            ext::proof::Verdict::Different
+            if missed && bookmark.round == 0 {
+                // The owner still has to offer what we couldn't keep.
+                ext::proof::Verdict::Pending
+            } else {
+                let full = self.full;
+                self.plan_round(bookmark.round != 0, full, now);
+                ext::proof::Verdict::Different
+            }
         };
         self.proof = Some(ext::Proof {
             seq: bookmark.seq,
@@ -390,64 +610,109 @@ impl ConsumerSession {
         });
     }
 
-    /// After an ordinary bookmark a whole round follows soon; after a round that did not help,
-    /// ever later: never a loop.
-    fn plan_round(&mut self, after_round: bool, now: Duration) {
+    /// After an ordinary bookmark a round by buckets follows soon; when that did not help, one
+    /// over everything; when that did not help either, ever later: never a loop.
+    fn plan_round(&mut self, after_round: bool, after_full: bool, now: Duration) {
         if self.next_round.is_some() {
             return;
         }
-        let wait = if after_round {
+        let wait = if after_round && after_full {
             let wait = self.unproven_wait;
             self.unproven_wait = (wait * 2).min(UNPROVEN_CAP);
             wait
         } else {
             crate::owner::ROUND_GAP
         };
-        self.next_round = Some(now + wait);
+        self.next_round = Some(Planned { due: now + wait, full: after_round });
     }
 
-    /// Our own policy changed verdicts on what the owner has said: it is told by a whole round, in
-    /// which it gets a new answer for each.
-    pub fn verdicts_changed(&mut self) {
-        self.verdicts_changed = true;
+    /// Our own policy changed a verdict on what the owner has said: it is told.
+    pub fn verdict_changed<J: Judge>(&mut self, slice: &ImportedSlice<J>, key: &Arc<str>) {
+        match slice.refusal(key) {
+            None => self.report(slice, key, ext::applied::Level::Durable, None),
+            Some(why) => self.report(slice, key, ext::applied::Level::Unspecified, Some(why.clone())),
+        }
     }
 
-    /// Asks for a whole round if one is due; `root` and `count` are over what was heard.
-    pub fn tick(&mut self, slice: &mut ImportedSlice, now: Duration) {
-        let due = self.verdicts_changed || self.next_round.is_some_and(|due| due <= now);
+    /// Tells the owner how far a change got beyond the acknowledgement, or why it got no further.
+    pub fn report<J: Judge>(
+        &mut self,
+        slice: &ImportedSlice<J>,
+        key: &Arc<str>,
+        level: ext::applied::Level,
+        why: Option<Rejection>,
+    ) {
+        if !self.hello || !slice.hears(key) {
+            return;
+        }
+        if self.applied.len() >= APPLIED_MAX && !self.applied.contains_key(key) {
+            self.verdicts_changed = true;
+            return;
+        }
+        let change = ext::applied::Change {
+            key: key.to_string(),
+            version: slice.heard_version(key),
+            level: level as i32,
+            age_ms: 0,
+            error: why.map(|why| crate::dialect::v1alpha2::error_info(&why)),
+        };
+        self.applied.insert(key.clone(), change);
+    }
+
+    /// Asks for a round if one is due; `root` and `count` are over what was heard.
+    pub fn tick<J: Judge>(&mut self, slice: &mut ImportedSlice<J>, now: Duration) {
+        let planned = self.next_round.filter(|p| p.due <= now);
+        let due = self.verdicts_changed || planned.is_some();
         // The owner takes asking sooner for a breach.
         let soon = self.asked_round.is_some_and(|at| now.saturating_sub(at) < crate::owner::ROUND_GAP);
         if self.hello && due && !soon && self.marked.is_none() {
+            let full = self.verdicts_changed || planned.is_some_and(|p| p.full);
             self.asked_round = Some(now);
             self.next_round = None;
             self.verdicts_changed = false;
-            let (root, count) = slice.heard_root();
-            self.ask_round = Some(ext::Held {
-                round: crate::owner::round_after(self.round),
-                digest_version: 1,
-                type_url: self.type_url.to_owned(),
-                root: root.to_vec().into(),
-                count,
-                full: true,
-                ..ext::Held::default()
-            });
+            self.awaiting = true;
+            let held = held_of(slice, &PeerState::default());
+            self.ask_round = Some(ext::Held { round: crate::owner::round_after(self.round), full, ..held });
         }
     }
 
     /// When [`tick`](Self::tick) has something to do.
     pub fn wake_at(&self) -> Option<Duration> {
-        self.next_round
+        self.next_round.map(|p| p.due)
+    }
+
+    /// Whether answers or controls wait for the writer.
+    pub fn has_out(&self) -> bool {
+        !self.answers.is_empty()
+            || self.proof.is_some()
+            || self.ask_round.is_some()
+            || !self.buckets.is_empty()
+            || !self.applied.is_empty()
     }
 
     /// The next answer or control to write.
     pub fn next_out(&mut self) -> Option<Outgoing> {
-        if let Some((nonce, answer)) = self.answers.pop_front() {
+        if let Some(Answer { nonce, answer, .. }) = self.answers.pop_front() {
             self.nonce_bytes = self.nonce_bytes.saturating_sub(nonce.len());
             return Some(Outgoing::Answer { nonce, answer });
         }
-        let kind = match self.proof.take() {
-            Some(proof) => ext::control::Kind::Proof(proof),
-            None => ext::control::Kind::Held(self.ask_round.take()?),
+        let kind = if let Some(proof) = self.proof.take() {
+            ext::control::Kind::Proof(proof)
+        } else if let Some(held) = self.ask_round.take() {
+            ext::control::Kind::Held(held)
+        } else if let Some(buckets) = self.buckets.pop_front() {
+            ext::control::Kind::Buckets(buckets)
+        } else {
+            let mut changes = vec![];
+            while changes.len() < APPLIED_BATCH
+                && let Some((_, change)) = self.applied.pop_first()
+            {
+                changes.push(change);
+            }
+            if changes.is_empty() {
+                return None;
+            }
+            ext::control::Kind::Applied(ext::Applied { changes })
         };
         Some(Outgoing::Control(ext::Control { kind: Some(kind) }))
     }

@@ -12,11 +12,13 @@ use hamlet_core::durable::{ImportStore, PeerState};
 use hamlet_core::guard::GuardSettings;
 use hamlet_core::import::ImportRules;
 use hamlet_core::imported::{ImportLimits, ImportedSlice, SliceChanges, Staged};
+use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::{ImportedService, PeerName, Rejection, RejectionCode};
 use hamlet_runtime::{Clock, Shutdown};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::consumer::{ProvenAt, held_of};
 use crate::session::PeerClass;
 use crate::stream::StreamCell;
 use crate::wire::hamlet::federation::v1 as ext;
@@ -87,6 +89,7 @@ pub struct Importer {
     last_tick: Duration,
     last_state: Duration,
     stored: PeerState,
+    proven: Option<ProvenAt>,
     stopping: Shutdown,
 }
 
@@ -127,6 +130,7 @@ impl Importer {
             last_tick: now,
             last_state: now,
             stored,
+            proven: None,
             stopping: Shutdown::new(),
         }
     }
@@ -159,15 +163,12 @@ impl Importer {
     async fn serve(&mut self, request: Request) {
         match request {
             Request::Held(reply) => {
-                let (root, count) = self.state.slice.lock().heard_root();
-                let _ = reply.send(ext::Held {
-                    round: 1,
-                    digest_version: 1,
-                    type_url: crate::dialect::service::TYPE_URL.to_owned(),
-                    root: root.to_vec().into(),
-                    count,
-                    ..ext::Held::default()
-                });
+                let mut stored = self.stored.clone();
+                if let Some(proven) = &self.proven {
+                    stored.log_id.clone_from(&proven.log_id);
+                    stored.revision = proven.revision;
+                }
+                let _ = reply.send(held_of(&mut self.state.slice.lock(), &stored));
             }
             Request::Configure(settings, done) => {
                 self.configure(*settings).await;
@@ -199,17 +200,45 @@ impl Importer {
             };
             cell.made_room();
             let Some(batch) = batch else { return };
+            if batch.leaving {
+                self.withdraw_all().await;
+            }
             let foreign = cell.look(|s| *s.class() == PeerClass::Foreign);
-            let outcome = self.commit(batch.changes.clone(), foreign).await;
+            let early = is_on(SeededBug::AckBeforeDurable).then(|| batch.changes.clone());
+            let outcome = match early {
+                Some(_) => Ok(()),
+                None => self.commit(batch.changes.clone(), foreign).await,
+            };
             let now = self.clock.now();
-            let mut slice = self.state.slice.lock();
-            // Visible to readers before the answer goes: the writer is woken last.
-            cell.change(|s| {
-                let changes = s.consumer.finish(&mut slice, batch, outcome, now);
-                self.publish(changes);
-            });
+            {
+                let mut slice = self.state.slice.lock();
+                // Visible to readers before the answer goes: the writer is woken last.
+                cell.change(|s| {
+                    let changes = s.consumer.finish(&mut slice, batch, outcome, now);
+                    self.publish(changes);
+                });
+            }
+            self.note_proof(&cell);
+            if let Some(changes) = early {
+                let _ = self.commit(changes, foreign).await;
+            }
         }
         self.work.notify_one();
+    }
+
+    /// What a later hello says of the owner's log; stored with the peer's other state.
+    fn note_proof(&mut self, cell: &StreamCell) {
+        let proven = cell.look(|s| s.consumer.proven_at().cloned());
+        if let Some(proven) = proven.filter(|p| !p.log_id.is_empty()) {
+            self.proven = Some(proven);
+        }
+    }
+
+    /// The owner left for good: everything of it goes at once, outside guard and hold time.
+    async fn withdraw_all(&mut self) {
+        let entries = self.state.slice.lock().counts().in_force;
+        tracing::warn!(peer = %self.peer, entries, "the peer leaves for good; its services are withdrawn");
+        self.forget().await;
     }
 
     /// Commits; a foreign owner would lose an update that is refused as UNAVAILABLE, so for it
@@ -256,20 +285,25 @@ impl Importer {
             return;
         }
         let now = self.clock.now();
-        let (changes, verdicts) = {
+        let changes = {
             let slice = self.state.slice.lock();
-            let changes = staged.iter().filter_map(|s| slice.change(s, now)).collect();
-            (changes, staged.iter().any(|s| slice.changes_verdict(s)))
+            staged.iter().filter_map(|s| slice.change(s, now)).collect()
         };
         tracing::info!(peer = %self.peer, entries = staged.len(), cause, "imports changed locally");
         // In effect even if the disk refuses: policy and time don't wait; after a restart the
         // same decision is made again.
         let _ = self.commit(changes, false).await;
-        let changes = self.state.slice.lock().apply(staged, now);
+        let (changes, verdicts) = {
+            let mut slice = self.state.slice.lock();
+            let changed = staged.iter().filter(|s| slice.changes_verdict(s)).map(|s| s.key.clone());
+            let changed: Vec<Arc<str>> = changed.collect();
+            (slice.apply(staged, now), changed)
+        };
         self.publish(changes);
         let cell = self.state.stream.lock().clone();
-        if let Some(cell) = cell.filter(|_| verdicts) {
-            cell.change(|s| s.consumer.verdicts_changed());
+        if let Some(cell) = cell.filter(|_| !verdicts.is_empty()) {
+            let slice = self.state.slice.lock();
+            cell.change(|s| verdicts.iter().for_each(|key| s.consumer.verdict_changed(&slice, key)));
         }
     }
 
@@ -278,12 +312,16 @@ impl Importer {
     }
 
     async fn tick(&mut self) {
-        let now = self.clock.now();
+        let now = match is_on(SeededBug::HoldOnWallClock) {
+            true => self.clock.wall(),
+            false => self.clock.now(),
+        };
         let passed = now.saturating_sub(self.last_tick);
         if passed < TICK / 2 {
             return;
         }
         self.last_tick = now;
+        let now = self.clock.now();
         let cell = self.state.stream.lock().clone();
         if let Some(cell) = &cell {
             let mut slice = self.state.slice.lock();
@@ -305,8 +343,9 @@ impl Importer {
             down.store(0, Ordering::Relaxed);
             return;
         }
+        let wipes = is_on(SeededBug::WipeOnDisconnect);
         let total = down.fetch_add(passed.as_millis() as u64, Ordering::Relaxed) + passed.as_millis() as u64;
-        if self.hold.is_some_and(|hold| Duration::from_millis(total) >= hold) {
+        if wipes || self.hold.is_some_and(|hold| Duration::from_millis(total) >= hold) {
             let changes = self.state.slice.lock().set_expired(true);
             if !changes.is_empty() {
                 tracing::warn!(peer = %self.peer, entries = changes.len(), "hold time ended, imports withdrawn");
@@ -317,7 +356,11 @@ impl Importer {
 
     async fn save_state(&mut self) {
         let down_ms = self.state.down_ms.load(std::sync::atomic::Ordering::Relaxed);
-        let state = PeerState { down_ms, ..self.stored.clone() };
+        let mut state = PeerState { down_ms, ..self.stored.clone() };
+        if let Some(proven) = &self.proven {
+            state.log_id.clone_from(&proven.log_id);
+            state.revision = proven.revision;
+        }
         if state != self.stored && self.store.put_peer_state(&self.peer, state.clone()).await.is_ok() {
             self.stored = state;
         }
@@ -329,5 +372,8 @@ impl Importer {
         }
         self.writer.replace(BTreeMap::new());
         self.state.slice.lock().forget(self.clock.now());
+        self.proven = None;
+        self.stored = PeerState::default();
+        self.state.down_ms.store(0, std::sync::atomic::Ordering::Relaxed);
     }
 }

@@ -3,12 +3,14 @@
 //! The sessions are sans-IO: messages in, messages out, time passed in. One small loop
 //! ([`stream`]) does the talking. Protobuf types stop in this crate.
 
+pub mod beat;
 pub mod consumer;
 pub mod dial;
 pub mod dialect;
 pub mod importer;
 pub mod link;
 pub mod owner;
+pub mod round;
 pub mod server;
 pub mod session;
 pub mod stream;

@@ -28,7 +28,7 @@ use crate::dialect::service::{TYPE_URL, decode};
 use crate::dialect::v1alpha2::V2Codec;
 use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, ImporterParts, Request};
 use crate::owner::OwnerStats;
-use crate::session::{EXTENSION_VERSION, PeerClass, SessionConfig, StreamEnd, StreamSession};
+use crate::session::{PeerClass, SessionConfig, StreamEnd, StreamSession, our_hello};
 use crate::stream::StreamCell;
 use crate::wire::hamlet::federation::v1 as ext;
 
@@ -47,6 +47,8 @@ pub struct LinkConfig {
     pub context: Secret,
     /// Refuse the peer unless it speaks the extensions.
     pub extensions_required: bool,
+    /// How many unanswered changes it may have if it is no Hamlet agent; 1 is what anyone takes.
+    pub foreign_window: usize,
     /// Known, but not to be talked to.
     pub paused: bool,
     /// What we accept from it; `None` imports nothing.
@@ -387,18 +389,10 @@ impl Link {
         let held = self.held().await?;
         let view = views.borrow().clone();
         let imports = config.import.as_ref().is_some_and(|i| i.rules.is_some());
-        let hello = ext::Hello {
-            version: EXTENSION_VERSION,
-            agent: self.context.agent.clone(),
-            window_messages: 1,
-            max_message_bytes: hamlet_core::service::limits::MESSAGE_BYTES as u32,
-            answer_ms: crate::session::ANSWER_DEADLINE.as_millis() as u32,
-            instance: self.context.instance,
-            log_id: self.context.log_id.to_vec().into(),
-            revision: view.head(),
-            held: imports.then_some(held),
-            ..ext::Hello::default()
-        };
+        let message_bytes = config.import.as_ref().map(|i| i.limits).unwrap_or_default().message_bytes;
+        let (agent, instance, log_id) = (&self.context.agent, self.context.instance, self.context.log_id);
+        let held = imports.then_some(held);
+        let hello = our_hello(agent, instance, log_id, view.head(), message_bytes, held);
         let session = SessionConfig {
             peer: self.peer.to_string(),
             dialled,
@@ -406,6 +400,7 @@ impl Link {
             hello: Some(hello),
             extensions_required: config.extensions_required,
             view,
+            foreign_window: config.foreign_window,
         };
         let now = self.context.clock.now();
         let id = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);

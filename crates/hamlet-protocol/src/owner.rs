@@ -1,19 +1,20 @@
 //! The owner's side of one stream: what it offers next, and what came of it. Sans-IO.
 //!
-//! It holds a place in a view and the few messages in flight, never a payload queue, so a slow or
+//! It holds a place in a view and the messages in flight, never a payload queue, so a slow or
 //! silent consumer costs O(1). Towards a foreign peer there is never more than one unanswered
-//! message.
+//! message, unless its configuration allows more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hamlet_core::durable::Hash32;
 use hamlet_core::rejection::one_line;
+use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::view::{Change, Next, Subscription, View};
 use tonic::Code;
 
 use crate::dialect::Outgoing;
+use crate::round::{OwnerRound, Step};
 use crate::session::{StreamEnd, Violation};
 use crate::wire::hamlet::federation::v1 as ext;
 
@@ -25,6 +26,10 @@ pub const BOOKMARK_BUSY: Duration = Duration::from_secs(1);
 pub const BOOKMARK_IDLE: Duration = Duration::from_secs(60);
 /// Least time between rounds that a consumer asks for on a live stream.
 pub const ROUND_GAP: Duration = Duration::from_secs(10);
+/// Most services of which a consumer's word that they can't be used is remembered.
+pub const UNUSABLE_MAX: usize = 1_024;
+/// Changes that are not sent yet are counted up to this.
+pub const BEHIND_COUNTED: usize = 1_000;
 /// First wait before something refused as UNAVAILABLE is offered again; doubles to a minute.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(60);
@@ -34,6 +39,28 @@ struct InFlight {
     nonce: u64,
     change: Change,
     at: Duration,
+    // The same in the time that runs only while we read.
+    judged_at: Duration,
+}
+
+impl InFlight {
+    fn bytes(&self) -> usize {
+        self.change.offer.value.len() + self.change.offer.key.len()
+    }
+}
+
+/// How much a consumer takes before it has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Most unanswered changes; at least one.
+    pub messages: usize,
+    /// Most bytes of unanswered changes; one larger change is sent when nothing is in flight.
+    pub bytes: usize,
+}
+
+impl Window {
+    /// One at a time: what the published protocol promises to anyone.
+    pub const ONE: Window = Window { messages: 1, bytes: usize::MAX };
 }
 
 /// Something refused as UNAVAILABLE, to be offered again.
@@ -43,6 +70,8 @@ struct Retry {
     wait: Duration,
     /// The change if it is a deletion: the view may have forgotten it, as it was handed out.
     deletion: Option<Change>,
+    /// What was refused; only a seeded bug offers that again.
+    stored: Option<Change>,
 }
 
 /// The number of the next round; 0 is none, and the last one is the peer's to choose.
@@ -74,6 +103,8 @@ pub struct ProofState {
     pub refused: u64,
     /// How many withdrawals it withholds.
     pub withheld: u64,
+    /// It couldn't keep something and waits to be offered it again.
+    pub pending: bool,
 }
 
 /// Counters and last facts of one stream's owner role.
@@ -89,6 +120,12 @@ pub struct OwnerStats {
     pub refused: BTreeMap<Arc<str>, Refusal>,
     /// The last proof.
     pub proof: Option<ProofState>,
+    /// Rounds by how they went: roots equal, by buckets, everything.
+    pub rounds: [u64; 3],
+    /// Services that the consumer admitted but can't use, and why, in its words.
+    pub unusable: BTreeMap<Arc<str>, String>,
+    /// How often the consumer reported that a change can be used by its workloads.
+    pub programmed: u64,
 }
 
 /// The owner role on one stream.
@@ -98,59 +135,71 @@ pub struct OwnerSession {
     hello: bool,
     /// Whether the consumer wants anything at all (a hello peer that doesn't import says so).
     wanted: bool,
-    window: usize,
+    window: Window,
     next_nonce: u64,
     in_flight: VecDeque<InFlight>,
+    in_flight_bytes: usize,
     retry: BTreeMap<Arc<str>, Retry>,
     begin: Option<ext::Begin>,
-    round: u32,
-    round_open: bool,
+    round: Option<OwnerRound>,
+    /// The number of the round whose end the next bookmark says; 0 if none.
+    open: u32,
+    last_number: u32,
     last_round: Option<Duration>,
     bookmark_seq: u64,
-    bookmarked: Option<(u64, u64, Duration)>,
+    bookmarked: Option<Bookmarked>,
+    behind_since: Option<Duration>,
     log_id: Vec<u8>,
     stats: OwnerStats,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Bookmarked {
+    seq: u64,
+    version: u64,
+    at: Duration,
+    pending: bool,
+}
+
 impl OwnerSession {
-    /// Starts at the place that fits what the consumer holds: at the head if its root is equal,
-    /// else before everything. `held` is `None` for a foreign peer.
+    /// Starts before everything. Of a hello peer, `held` is what it said it holds (`None` if it
+    /// imports nothing), and the first round is about that.
     pub fn new(
         peer: &str,
         view: &Arc<View>,
-        held: Option<&ext::Held>,
         hello: bool,
+        held: Option<&ext::Held>,
+        window: Window,
         log_id: &[u8],
+        now: Duration,
     ) -> OwnerSession {
-        let root: Option<Hash32> = held.and_then(|h| h.root.as_ref().try_into().ok());
-        let (sub, equal) = view.subscribe(peer, root.as_ref());
-        let mut session = OwnerSession {
-            sub,
+        let round = held.filter(|_| hello).map(|held| OwnerRound::fresh(held, now));
+        OwnerSession {
+            sub: view.subscribe(peer),
             hello,
             wanted: !hello || held.is_some(),
-            window: 1,
+            window: Window { messages: window.messages.max(1), ..window },
             next_nonce: 1,
             in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
             retry: BTreeMap::new(),
             begin: None,
-            round: held.map_or(0, |h| h.round),
-            round_open: false,
+            last_number: held.map_or(0, |h| h.round),
+            round,
+            open: 0,
             last_round: None,
             bookmark_seq: 0,
             bookmarked: None,
+            behind_since: None,
             log_id: log_id.to_vec(),
             stats: OwnerStats::default(),
-        };
-        if hello && session.wanted {
-            let mode = if equal { ext::begin::Mode::Equal } else { ext::begin::Mode::All };
-            session.begin_round(mode);
         }
-        session
     }
 
-    fn begin_round(&mut self, mode: ext::begin::Mode) {
-        self.begin = Some(ext::Begin { round: self.round, mode: mode as i32, ..ext::Begin::default() });
-        self.round_open = true;
+    fn begin_round(&mut self, number: u32, mode: ext::begin::Mode) {
+        self.begin = Some(ext::Begin { round: number, mode: mode as i32, ..ext::Begin::default() });
+        self.open = number;
+        self.last_number = number;
     }
 
     /// Counters and last facts.
@@ -178,9 +227,44 @@ impl OwnerSession {
         self.wanted
     }
 
+    /// The window in use.
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
+    /// Version of the newest change that this consumer should have.
+    pub fn head(&self) -> u64 {
+        if self.wanted { self.sub.view().head() } else { 0 }
+    }
+
     /// Age of the oldest unanswered change.
     pub fn oldest_unanswered(&self, now: Duration) -> Option<Duration> {
         self.in_flight.front().map(|f| now.saturating_sub(f.at))
+    }
+
+    /// The same in the time that runs only while we read: what the deadline is held against.
+    pub fn oldest_judged(&self, judged: Duration) -> Option<Duration> {
+        self.in_flight.front().map(|f| judged.saturating_sub(f.judged_at))
+    }
+
+    /// For how long there have been changes that are not handed out.
+    pub fn behind_for(&self, now: Duration) -> Option<Duration> {
+        self.behind_since.map(|at| now.saturating_sub(at))
+    }
+
+    /// Whether the window leaves room for another change.
+    pub fn has_credit(&self) -> bool {
+        self.in_flight.is_empty()
+            || (self.in_flight.len() < self.window.messages && self.in_flight_bytes < self.window.bytes)
+    }
+
+    /// Looks whether there is something to hand out, for [`behind_for`](Self::behind_for).
+    pub fn tick(&mut self, now: Duration) {
+        if self.wanted && !self.sub.is_at_head() {
+            self.behind_since.get_or_insert(now);
+        } else {
+            self.behind_since = None;
+        }
     }
 
     /// Follows the peer to its new view after a policy change.
@@ -188,34 +272,82 @@ impl OwnerSession {
         self.sub.move_to(view);
     }
 
-    /// What to send next, if anything may be sent now.
-    pub fn next(&mut self, now: Duration) -> Result<Option<Outgoing>, StreamEnd> {
+    /// What to send next, if anything may be sent now. `judged` is the time that runs only while
+    /// we read.
+    ///
+    /// # Errors
+    /// The end of the stream, when only a new one can help.
+    pub fn next(&mut self, now: Duration, judged: Duration) -> Result<Option<Outgoing>, StreamEnd> {
         if !self.wanted {
+            return Ok(None);
+        }
+        if is_on(SeededBug::ControlToForeign) && !self.hello && self.bookmark_seq == 0 {
+            self.bookmark_seq = 1;
+            return Ok(Some(control(ext::control::Kind::Beat(ext::Beat::default()))));
+        }
+        if !self.step_round(now)? {
             return Ok(None);
         }
         if let Some(begin) = self.begin.take() {
             return Ok(Some(control(ext::control::Kind::Begin(begin))));
         }
-        if self.in_flight.len() >= self.window {
-            return Ok(None);
-        }
-        if let Some(change) = self.due_retry(now) {
-            return Ok(Some(self.send(change, now)));
-        }
-        match self.sub.take_next() {
-            Next::Change(change) => Ok(Some(self.send(change, now))),
-            Next::AtHead => Ok(self.bookmark(now)),
-            Next::Resync if self.hello => {
-                self.sub.restart();
-                self.round = round_after(self.round);
-                self.begin_round(ext::begin::Mode::All);
-                self.next(now)
+        if self.has_credit() {
+            if let Some(change) = self.due_retry(now) {
+                return Ok(Some(self.send(change, now, judged)));
             }
-            Next::Resync => Err(StreamEnd::new(
-                Code::Unavailable,
-                "fell behind by more deletions than are remembered; connect again for the whole state",
-            )),
+            match self.sub.take_next() {
+                Next::Change(change) => return Ok(Some(self.send(change, now, judged))),
+                Next::AtHead => self.behind_since = None,
+                Next::Resync if self.hello => {
+                    self.sub.restart();
+                    self.round = None;
+                    self.begin_round(round_after(self.last_number), ext::begin::Mode::All);
+                    self.stats.rounds[2] += 1;
+                    return self.next(now, judged);
+                }
+                Next::Resync => {
+                    let text = "fell behind by more deletions than are remembered; connect again for the whole state";
+                    return Err(StreamEnd::new(Code::Unavailable, text));
+                }
+            }
         }
+        Ok(self.bookmark(now))
+    }
+
+    /// Takes the round forward. Whether changes may be sent meanwhile.
+    fn step_round(&mut self, now: Duration) -> Result<bool, StreamEnd> {
+        let Some(round) = &mut self.round else { return Ok(true) };
+        match round.step(&mut self.sub, &self.log_id, now)? {
+            Step::Wait { may_send } => return Ok(may_send),
+            Step::Ask => {
+                let number = round.number();
+                self.last_number = number;
+                let mode = ext::begin::Mode::WantBuckets as i32;
+                self.begin = Some(ext::Begin { round: number, mode, ..ext::Begin::default() });
+                return Ok(true);
+            }
+            Step::Equal => {
+                let number = round.number();
+                self.begin_round(number, ext::begin::Mode::Equal);
+                self.stats.rounds[0] += 1;
+            }
+            Step::Scope(scope) => {
+                let number = round.number();
+                self.begin_round(number, ext::begin::Mode::Scope);
+                if let Some(begin) = &mut self.begin {
+                    begin.level = scope.level().number();
+                    begin.scope = scope.bytes().to_vec().into();
+                }
+                self.stats.rounds[1] += 1;
+            }
+            Step::All => {
+                let number = round.number();
+                self.begin_round(number, ext::begin::Mode::All);
+                self.stats.rounds[2] += 1;
+            }
+        }
+        self.round = None;
+        Ok(true)
     }
 
     fn due_retry(&mut self, now: Duration) -> Option<Change> {
@@ -223,7 +355,8 @@ impl OwnerSession {
             // Due again only if it is refused once more.
             retry.due = Duration::MAX;
             let (key, deletion) = (key.clone(), retry.deletion.clone());
-            match self.sub.view().latest(&key).or(deletion) {
+            let stored = retry.stored.clone().filter(|_| is_on(SeededBug::ReofferStored));
+            match stored.or_else(|| self.sub.view().latest(&key)).or(deletion) {
                 Some(change) => return Some(change),
                 None => self.retry.remove(&key),
             };
@@ -231,38 +364,43 @@ impl OwnerSession {
         None
     }
 
-    fn send(&mut self, change: Change, now: Duration) -> Outgoing {
+    fn send(&mut self, change: Change, now: Duration, judged: Duration) -> Outgoing {
         let nonce = self.next_nonce;
         self.next_nonce += 1;
-        self.in_flight.push_back(InFlight { nonce, change: change.clone(), at: now });
+        let in_flight = InFlight { nonce, change: change.clone(), at: now, judged_at: judged };
+        self.in_flight_bytes += in_flight.bytes();
+        self.in_flight.push_back(in_flight);
         self.stats.sent += 1;
-        Outgoing::Offer { nonce, change }
+        Outgoing::Offer { nonce, change, versioned: self.hello }
     }
 
     fn bookmark(&mut self, now: Duration) -> Option<Outgoing> {
-        if !self.hello || !self.in_flight.is_empty() || now < self.bookmark_due(self.sub.view().head()) {
+        // What was refused as UNAVAILABLE is still to come: no bookmark before it.
+        if !self.hello || !self.retry.is_empty() || now < self.bookmark_due() {
             return None;
         }
         let summary = self.sub.bookmark()?;
         self.bookmark_seq += 1;
-        self.bookmarked = Some((self.bookmark_seq, summary.version, now));
-        let round = if std::mem::take(&mut self.round_open) { self.round } else { 0 };
+        let (seq, version) = (self.bookmark_seq, summary.version);
+        self.bookmarked = Some(Bookmarked { seq, version, at: now, pending: false });
         Some(control(ext::control::Kind::Bookmark(ext::Bookmark {
-            seq: self.bookmark_seq,
-            round,
-            version: summary.version,
+            seq,
+            round: std::mem::take(&mut self.open),
+            version,
             root: summary.root.to_vec().into(),
             count: summary.count,
             log_id: self.log_id.clone().into(),
-            revision: summary.version,
+            revision: version,
         })))
     }
 
-    fn bookmark_due(&self, head: u64) -> Duration {
+    fn bookmark_due(&self) -> Duration {
         match self.bookmarked {
             None => Duration::ZERO,
-            Some((_, version, at)) if self.round_open || version != head => at + BOOKMARK_BUSY,
-            Some((_, _, at)) => at + BOOKMARK_IDLE,
+            Some(b) if self.open != 0 || b.pending || b.version != self.sub.view().head() => {
+                b.at + BOOKMARK_BUSY
+            }
+            Some(b) => b.at + BOOKMARK_IDLE,
         }
     }
 
@@ -272,10 +410,11 @@ impl OwnerSession {
             return None;
         }
         let retry = self.retry.values().map(|r| r.due).min();
-        let view = self.sub.view();
-        let may_bookmark = self.hello && self.in_flight.is_empty() && view.is_ready();
-        let bookmark = may_bookmark.then(|| self.bookmark_due(view.head()));
-        retry.into_iter().chain(bookmark).min()
+        let round = self.round.as_ref().map(OwnerRound::wake_at);
+        let may_bookmark =
+            self.hello && self.retry.is_empty() && self.sub.view().is_ready() && self.sub.is_at_head();
+        let bookmark = may_bookmark.then(|| self.bookmark_due());
+        retry.into_iter().chain(round).chain(bookmark).min()
     }
 
     /// Takes the consumer's answer to one offer.
@@ -286,8 +425,9 @@ impl OwnerSession {
         now: Duration,
     ) -> Result<(), Violation> {
         // A peer that sends no nonce means the only message in flight.
-        let by_nonce = |f: &InFlight| f.nonce.to_string() == nonce;
-        let at = match self.in_flight.iter().position(by_nonce) {
+        let canonical = !nonce.starts_with(['0', '+']);
+        let number: Option<u64> = nonce.parse().ok().filter(|_| canonical);
+        let at = match number.and_then(|n| self.in_flight.binary_search_by_key(&n, |f| f.nonce).ok()) {
             Some(at) => at,
             None if nonce.is_empty() && !self.hello && self.in_flight.len() == 1 => 0,
             None => return Err(Violation::UnknownNonce),
@@ -297,6 +437,7 @@ impl OwnerSession {
             return Err(Violation::AnswerWithoutStatus);
         }
         let Some(answered) = self.in_flight.remove(at) else { return Ok(()) };
+        self.in_flight_bytes -= answered.bytes();
         let (code, message) = status.unwrap_or_default();
         if code == 0 {
             self.acknowledged(&answered);
@@ -310,6 +451,9 @@ impl OwnerSession {
     fn acknowledged(&mut self, answered: &InFlight) {
         self.stats.acked += 1;
         self.stats.refused.remove(&answered.change.offer.key);
+        if answered.change.deleted {
+            self.stats.unusable.remove(&answered.change.offer.key);
+        }
         self.retry.remove(&answered.change.offer.key);
     }
 
@@ -327,6 +471,7 @@ impl OwnerSession {
         }
         let waited = self.retry.get(&key).map(|r| r.wait);
         let wait = waited.map_or(RETRY_FIRST, |w| (w * 2).min(RETRY_CAP));
+        let stored = is_on(SeededBug::ReofferStored).then(|| change.clone());
         let deletion = change.deleted.then_some(change);
         if self.retry.len() >= REFUSALS_MAX && waited.is_none() {
             // Too many to remember singly: what lives is offered once more, and only deletions
@@ -337,31 +482,80 @@ impl OwnerSession {
                 return;
             }
         }
-        self.retry.insert(key, Retry { due: now + wait, wait, deletion });
+        self.retry.insert(key, Retry { due: now + wait, wait, deletion, stored });
     }
 
-    /// The consumer asks for a round on the live stream. Everything is repeated at its latest;
-    /// what is in flight and behind stays so, because the place only moves back.
+    /// The consumer asks for a round on the live stream. What is in flight and behind stays so,
+    /// because the place only moves back.
+    ///
+    /// # Errors
+    /// [`Violation::RoundTooSoon`] while one is open or shortly after one.
     pub fn held(&mut self, held: &ext::Held, now: Duration) -> Result<(), Violation> {
-        if !self.wanted || self.last_round.is_some_and(|at| now.saturating_sub(at) < ROUND_GAP / 2) {
+        let soon = self.last_round.is_some_and(|at| now.saturating_sub(at) < ROUND_GAP / 2);
+        if !self.wanted || soon || self.round.is_some() {
             return Err(Violation::RoundTooSoon);
         }
         self.last_round = Some(now);
-        self.round = held.round;
-        self.sub.restart();
-        self.begin_round(ext::begin::Mode::All);
+        self.round = Some(OwnerRound::live(held, now));
         Ok(())
+    }
+
+    /// Hashes of what the consumer holds, as it was asked for.
+    ///
+    /// # Errors
+    /// [`Violation::Buckets`] if it wasn't, or they don't follow on one another.
+    pub fn buckets(&mut self, buckets: &ext::Buckets) -> Result<(), Violation> {
+        self.round.as_mut().ok_or(Violation::Buckets)?.buckets(buckets)
+    }
+
+    /// How far changes got at the consumer, and what it thinks of them now.
+    pub fn applied(&mut self, applied: &ext::Applied) {
+        for change in applied.changes.iter().take(UNUSABLE_MAX) {
+            let key: Arc<str> = change.key.as_str().into();
+            // Only of what we offer: the table is bounded, and not the peer's to fill.
+            let Some(latest) = self.sub.view().latest(&key) else { continue };
+            let why = change.error.as_ref().map(|e| {
+                let text = e.metadata.get("message").map_or(e.reason.as_str(), String::as_str);
+                one_line(text, 512)
+            });
+            let level = change.level;
+            match why {
+                Some(message) if level < ext::applied::Level::Admitted as i32 => {
+                    if self.stats.refused.len() < REFUSALS_MAX || self.stats.refused.contains_key(&key) {
+                        let code = Code::PermissionDenied as i32;
+                        let refusal = Refusal { code, message, version: latest.version };
+                        self.stats.refused.insert(key, refusal);
+                    }
+                }
+                Some(message) => {
+                    if self.stats.unusable.len() < UNUSABLE_MAX || self.stats.unusable.contains_key(&key) {
+                        self.stats.unusable.insert(key, message);
+                    }
+                }
+                None => {
+                    self.stats.refused.remove(&key);
+                    if level >= ext::applied::Level::Programmed as i32 {
+                        self.stats.programmed += 1;
+                        self.stats.unusable.remove(&key);
+                    }
+                }
+            }
+        }
     }
 
     /// The consumer's answer to a bookmark. One that answers an older bookmark is ignored.
     pub fn proof(&mut self, proof: &ext::Proof, now: Duration) {
-        let Some((seq, version, _)) = self.bookmarked else { return };
-        if proof.seq != seq {
-            return;
-        }
-        let equal = proof.verdict == ext::proof::Verdict::Equal as i32;
-        self.stats.proof =
-            Some(ProofState { at: now, equal, version, refused: proof.refused, withheld: proof.withheld });
+        let Some(bookmarked) = self.bookmarked.as_mut().filter(|b| b.seq == proof.seq) else { return };
+        let pending = proof.verdict == ext::proof::Verdict::Pending as i32;
+        bookmarked.pending = pending;
+        self.stats.proof = Some(ProofState {
+            at: now,
+            equal: proof.verdict == ext::proof::Verdict::Equal as i32,
+            version: bookmarked.version,
+            refused: proof.refused,
+            withheld: proof.withheld,
+            pending,
+        });
     }
 
     /// Whether the last proof covers everything the view holds now.

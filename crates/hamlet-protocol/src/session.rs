@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_core::rejection::one_line;
+use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::view::View;
 use tonic::Code;
 
-use crate::consumer::ConsumerSession;
+use crate::beat::{BEAT_EVERY, Beats, PeerBeat, SecondLook};
+use crate::consumer::{ConsumerSession, INBOX_BYTES, INBOX_MESSAGES};
 use crate::dialect::service::TYPE_URL;
 use crate::dialect::{Incoming, IncomingRequest, Outgoing, Secret};
-use crate::owner::OwnerSession;
+use crate::owner::{BEHIND_COUNTED, OwnerSession, Window};
 use crate::wire::hamlet::federation::v1 as ext;
 
 /// Version of the extensions that we speak.
@@ -26,6 +28,20 @@ pub const HELLO_WAIT: Duration = Duration::from_secs(5);
 pub const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(30);
 /// A hello consumer must answer within this.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// The same while its beats say that it is committing.
+pub const ANSWER_DEADLINE_COMMITTING: Duration = Duration::from_secs(300);
+/// A hello peer must have taken what we write within this.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+/// A direction that didn't move on for so long is shown as stalled.
+pub const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// Changes that came and aren't committed for so long are shown as stalled here.
+pub const STALLED_HERE_AFTER: Duration = Duration::from_secs(10);
+/// Longest wait before a new stream that a peer's goodbye can ask for.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+/// Most changes that a hello peer may have unanswered, however large its own window.
+pub const WINDOW_MESSAGES_MAX: u32 = 16_384;
+/// The same in bytes.
+pub const WINDOW_BYTES_MAX: u32 = 16 << 20;
 
 /// Why a stream ends, or ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +90,10 @@ pub enum Violation {
     Empty,
     #[error("a change before the initial request")]
     OfferFirst,
+    #[error("buckets that nobody asked for, or out of order")]
+    Buckets,
+    #[error("the beginning of a round that can't be")]
+    Round,
 }
 
 /// How this stream is to be spoken.
@@ -91,6 +111,33 @@ pub struct SessionConfig {
     pub extensions_required: bool,
     /// What the peer gets of us.
     pub view: Arc<View>,
+    /// How many unanswered changes a foreign peer may have; 1 unless its operator allows more.
+    pub foreign_window: usize,
+}
+
+/// Our hello. `held` is what we hold of the peer's; `None` if we don't import from it.
+pub fn our_hello(
+    agent: &str,
+    instance: u64,
+    log_id: [u8; 16],
+    revision: u64,
+    message_bytes: usize,
+    held: Option<ext::Held>,
+) -> ext::Hello {
+    ext::Hello {
+        version: EXTENSION_VERSION,
+        agent: agent.to_owned(),
+        capabilities: vec![],
+        window_messages: INBOX_MESSAGES as u32,
+        window_bytes: INBOX_BYTES as u32,
+        max_message_bytes: u32::try_from(message_bytes).unwrap_or(u32::MAX),
+        beat_ms: BEAT_EVERY.as_millis() as u32,
+        answer_ms: ANSWER_DEADLINE.as_millis() as u32,
+        instance,
+        log_id: log_id.to_vec().into(),
+        revision,
+        held,
+    }
 }
 
 /// What a peer said of itself.
@@ -102,6 +149,29 @@ pub struct PeerHello {
     pub agent: String,
     /// Random for each of its processes.
     pub instance: u64,
+    /// Most unanswered changes that it takes, as it said.
+    pub window_messages: u32,
+    /// The same in bytes.
+    pub window_bytes: u32,
+    /// Largest message that it takes, in bytes, as it said.
+    pub max_message_bytes: u32,
+    /// How often it beats, in milliseconds; 0 is never.
+    pub beat_ms: u32,
+}
+
+/// A direction that doesn't move on although the connection is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stall {
+    /// What we offer isn't answered.
+    Unanswered(Duration),
+    /// What we say isn't taken by the connection.
+    Unwritten(Duration),
+    /// We have changes and room in the window, and don't send them.
+    Unsent(Duration),
+    /// The peer has changes that no proof covers.
+    Unproven(Duration),
+    /// Changes came, and our store doesn't take them.
+    Uncommitted(Duration),
 }
 
 /// What we know of the peer's kind.
@@ -115,6 +185,17 @@ pub enum PeerClass {
     Hello(PeerHello),
 }
 
+/// What we may have unanswered at a hello peer.
+fn window_of(peer: &PeerHello) -> Window {
+    let messages = peer.window_messages.clamp(1, WINDOW_MESSAGES_MAX) as usize;
+    let bytes = match peer.window_bytes {
+        // It said nothing of bytes.
+        0 => INBOX_BYTES,
+        bytes => bytes.min(WINDOW_BYTES_MAX) as usize,
+    };
+    Window { messages, bytes }
+}
+
 /// One stream, both roles.
 #[derive(Debug)]
 pub struct StreamSession {
@@ -125,7 +206,13 @@ pub struct StreamSession {
     sent_subscribe: bool,
     goodbye: Option<ext::Goodbye>,
     peer_goodbye: Option<ext::goodbye::Reason>,
+    retry_after: Duration,
     violations: u64,
+    beats: Option<Beats>,
+    paused_since: Option<Duration>,
+    paused_total: Duration,
+    late_answer: SecondLook,
+    late_write: SecondLook,
     /// The owner role, once the peer has subscribed.
     pub owner: Option<OwnerSession>,
     /// The consumer role.
@@ -143,7 +230,13 @@ impl StreamSession {
             sent_subscribe: false,
             goodbye: None,
             peer_goodbye: None,
+            retry_after: Duration::ZERO,
             violations: 0,
+            beats: None,
+            paused_since: None,
+            paused_total: Duration::ZERO,
+            late_answer: SecondLook::default(),
+            late_write: SecondLook::default(),
             owner: None,
             consumer: ConsumerSession::new(TYPE_URL),
         }
@@ -164,12 +257,48 @@ impl StreamSession {
         self.peer_goodbye
     }
 
+    /// What the peer said in its last beat.
+    pub fn peer_beat(&self) -> Option<PeerBeat> {
+        self.beats.as_ref().and_then(Beats::peer)
+    }
+
+    /// Our reader stops for want of room in the inbox: what the peer may have answered meanwhile
+    /// is not held against it.
+    pub fn pause_reading(&mut self, now: Duration) {
+        self.paused_since.get_or_insert(now);
+    }
+
+    /// Our reader goes on.
+    pub fn resume_reading(&mut self, now: Duration) {
+        if let Some(since) = self.paused_since.take() {
+            self.paused_total += now.saturating_sub(since);
+        }
+    }
+
+    /// The time that runs only while we read.
+    fn judged(&self, now: Duration) -> Duration {
+        if is_on(SeededBug::DeadlineWhilePaused) {
+            return now;
+        }
+        let pause = self.paused_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        now.saturating_sub(self.paused_total + pause)
+    }
+
+    /// How long the peer's goodbye asked us to wait before a new stream.
+    pub fn retry_after(&self) -> Duration {
+        self.retry_after
+    }
+
     fn is_hello(&self) -> bool {
         matches!(self.class, PeerClass::Hello(_))
     }
 
     /// Takes one message: its response first, then its request.
     pub fn receive(&mut self, incoming: Incoming, now: Duration) -> Result<(), StreamEnd> {
+        let judged = self.judged(now);
+        if let Some(beats) = &mut self.beats {
+            beats.sign(judged);
+        }
         if incoming.offer.is_none() && incoming.request.is_none() {
             return self.violation(Violation::Empty);
         }
@@ -246,18 +375,29 @@ impl StreamSession {
         }
         self.subscribed = true;
         let log_id = self.config.hello.as_ref().map(|h| h.log_id.to_vec()).unwrap_or_default();
-        let hello = self.is_hello();
-        self.owner =
-            Some(OwnerSession::new(&self.config.peer, &self.config.view, held.as_ref(), hello, &log_id));
+        let (hello, window) = match &self.class {
+            PeerClass::Hello(peer) => (true, window_of(peer)),
+            _ => (false, Window { messages: self.config.foreign_window, bytes: usize::MAX }),
+        };
+        let (peer, view) = (&self.config.peer, &self.config.view);
+        self.owner = Some(OwnerSession::new(peer, view, hello, held.as_ref(), window, &log_id, now));
         Ok(())
     }
 
-    fn classify(&mut self, hello: Option<ext::Hello>, _now: Duration) -> Result<(), StreamEnd> {
+    fn classify(&mut self, hello: Option<ext::Hello>, now: Duration) -> Result<(), StreamEnd> {
         self.class = match hello {
             Some(h) => {
                 self.consumer.set_hello();
-                let agent = one_line(&h.agent, 128);
-                PeerClass::Hello(PeerHello { version: h.version, agent, instance: h.instance })
+                self.beats = Some(Beats::new(h.beat_ms, now, self.judged(now)));
+                PeerClass::Hello(PeerHello {
+                    version: h.version,
+                    agent: one_line(&h.agent, 128),
+                    instance: h.instance,
+                    window_messages: h.window_messages,
+                    window_bytes: h.window_bytes,
+                    max_message_bytes: h.max_message_bytes,
+                    beat_ms: h.beat_ms,
+                })
             }
             None if self.config.extensions_required => {
                 let text = "this peer is configured with extensions: required, and said no hello";
@@ -280,18 +420,40 @@ impl StreamSession {
                     tracing::debug!(peer = %self.config.peer, violation = %v, "round refused");
                 }
             }
-            ext::control::Kind::Begin(begin) => self.consumer.begin(begin),
-            ext::control::Kind::Bookmark(bookmark) => self.consumer.bookmark(bookmark),
+            ext::control::Kind::Buckets(buckets) => {
+                if let Some(owner) = &mut self.owner
+                    && let Err(violation) = owner.buckets(&buckets)
+                {
+                    return self.violation(violation);
+                }
+            }
+            ext::control::Kind::Begin(begin) => {
+                return self.consumer.begin(begin, now).or_else(|v| self.violation(v));
+            }
+            ext::control::Kind::Bookmark(bookmark) => self.consumer.bookmark(bookmark, now),
             ext::control::Kind::Proof(proof) => {
                 if let Some(owner) = &mut self.owner {
                     owner.proof(&proof, now);
                 }
             }
-            ext::control::Kind::Goodbye(goodbye) => {
-                self.peer_goodbye = ext::goodbye::Reason::try_from(goodbye.reason).ok();
+            ext::control::Kind::Beat(beat) => {
+                let proven = self.consumer.stats().proven_version;
+                if let Some(beats) = &mut self.beats {
+                    beats.received(&beat, proven, now);
+                }
             }
-            // Members of a later version of the extensions are ignored.
-            ext::control::Kind::Buckets(_) | ext::control::Kind::Beat(_) | ext::control::Kind::Applied(_) => {
+            ext::control::Kind::Applied(applied) => {
+                if let Some(owner) = &mut self.owner {
+                    owner.applied(&applied);
+                }
+            }
+            ext::control::Kind::Goodbye(goodbye) => {
+                let reason = ext::goodbye::Reason::try_from(goodbye.reason).ok();
+                if reason == Some(ext::goodbye::Reason::Leaving) {
+                    self.consumer.leaving(now);
+                }
+                self.peer_goodbye = reason;
+                self.retry_after = Duration::from_millis(goodbye.retry_after_ms).min(RETRY_AFTER_MAX);
             }
         }
         Ok(())
@@ -307,6 +469,9 @@ impl StreamSession {
     }
 
     /// What to write next: the initial request, answers, controls, then changes.
+    ///
+    /// # Errors
+    /// The end of the stream.
     pub fn next(&mut self, now: Duration) -> Result<Option<Outgoing>, StreamEnd> {
         if !self.sent_subscribe {
             if !self.config.dialled && self.class == PeerClass::Unknown {
@@ -325,10 +490,50 @@ impl StreamSession {
             let kind = Some(ext::control::Kind::Goodbye(goodbye));
             return Ok(Some(Outgoing::Control(ext::Control { kind })));
         }
+        if let Some(beat) = self.beats.as_mut().and_then(|b| b.due(now)) {
+            let kind = Some(ext::control::Kind::Beat(self.filled(beat, now)));
+            return Ok(Some(Outgoing::Control(ext::Control { kind })));
+        }
+        let judged = self.judged(now);
         match &mut self.owner {
-            Some(owner) => owner.next(now),
+            Some(owner) => owner.next(now, judged),
             None => Ok(None),
         }
+    }
+
+    /// A beat with how far both of our roles are.
+    fn filled(&self, beat: ext::Beat, now: Duration) -> ext::Beat {
+        let millis = |age: Option<Duration>| age.map_or(0, |age| age.as_millis() as u64);
+        let owner = self.owner.as_ref();
+        ext::Beat {
+            head: owner.map_or(0, OwnerSession::head),
+            unsent: owner.map_or(0, |o| o.behind(BEHIND_COUNTED) as u64),
+            oldest_unsent_ms: millis(owner.and_then(|o| o.behind_for(now))),
+            oldest_uncommitted_ms: millis(self.consumer.oldest_uncommitted(now)),
+            ..beat
+        }
+    }
+
+    /// What doesn't move on, the oldest kinds first; empty when all is well.
+    pub fn stalls(&self, now: Duration) -> Vec<Stall> {
+        let over = |age: Option<Duration>, limit: Duration| age.filter(|age| *age >= limit);
+        let owner = self.owner.as_ref();
+        let unanswered = over(owner.and_then(|o| o.oldest_unanswered(now)), STALLED_AFTER);
+        let unsent = owner.filter(|o| o.has_credit()).and_then(|o| o.behind_for(now));
+        let unwritten = self.consumer.oldest_unwritten(now);
+        let proven = self.consumer.stats().proven_version;
+        let ahead = self.beats.as_ref().and_then(|b| b.ahead_for(proven, now));
+        let uncommitted = self.consumer.oldest_uncommitted(now);
+        [
+            unanswered.map(Stall::Unanswered),
+            over(unwritten, STALLED_AFTER).map(Stall::Unwritten),
+            over(unsent, STALLED_AFTER).map(Stall::Unsent),
+            over(ahead, STALLED_AFTER).map(Stall::Unproven),
+            over(uncommitted, STALLED_HERE_AFTER).map(Stall::Uncommitted),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     /// Says why we are about to end the stream; to hello peers only.
@@ -353,12 +558,38 @@ impl StreamSession {
             let text = "no initial request within 30 s; send it first, with the resource_url";
             return Err(StreamEnd::new(Code::Unavailable, text));
         }
-        let oldest = self.owner.as_ref().and_then(|o| o.oldest_unanswered(now));
-        if self.is_hello() && oldest.is_some_and(|age| age >= ANSWER_DEADLINE) {
-            let text = "no answer to a change within 30 s; connect again";
+        if let Some(owner) = &mut self.owner {
+            owner.tick(now);
+        }
+        if !self.is_hello() {
+            return Ok(());
+        }
+        let judged = self.judged(now);
+        let committing = self.peer_beat().is_some_and(|b| !b.oldest_uncommitted.is_zero());
+        let deadline = if committing { ANSWER_DEADLINE_COMMITTING } else { ANSWER_DEADLINE };
+        let oldest = self.owner.as_ref().and_then(|o| o.oldest_judged(judged));
+        if self.late_answer.confirms(oldest.is_some_and(|age| age >= deadline), now) {
+            let text = format!("no answer to a change within {} s; connect again", deadline.as_secs());
+            return Err(StreamEnd::new(Code::Unavailable, text));
+        }
+        // Whoever doesn't read doesn't get: nothing of ours was taken for so long.
+        let waits = self.consumer.oldest_unwritten(now).is_some_and(|age| age >= WRITE_DEADLINE);
+        if self.late_write.confirms(waits, now) {
+            let text = "answers were not taken within 30 s; read while you write";
+            return Err(StreamEnd::new(Code::Unavailable, text));
+        }
+        if self.beats.as_mut().is_some_and(|b| b.is_silent(now, judged)) {
+            let text = "no sign of life within three beats; connect again";
             return Err(StreamEnd::new(Code::Unavailable, text));
         }
         Ok(())
+    }
+
+    /// When to look at the time again although nothing happened.
+    pub fn wake_at(&self) -> Option<Duration> {
+        let owner = self.owner.as_ref().and_then(OwnerSession::wake_at);
+        let looks = [self.late_answer.due(), self.late_write.due(), self.beats.as_ref().map(Beats::wake_at)];
+        owner.into_iter().chain(self.consumer.wake_at()).chain(looks.into_iter().flatten()).min()
     }
 
     /// Follows the peer to its new view after a policy change.

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
 use futures::task::AtomicWaker;
+use futures::{Stream, StreamExt};
+use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::view::View;
 use hamlet_runtime::{Clock, Shutdown};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::dialect::{Incoming, Outgoing};
 use crate::session::{PeerClass, StreamEnd, StreamSession};
@@ -122,15 +123,21 @@ impl StreamCell {
     }
 
     /// R: takes messages while there is room for them.
-    async fn read(&self, inbound: &mut Streaming<Incoming>) -> StreamEnd {
+    async fn read(&self, inbound: &mut (impl Stream<Item = Result<Incoming, Status>> + Unpin)) -> StreamEnd {
         'reading: loop {
             // Armed before the look, so that no wake-up falls between.
             let room = self.room.notified();
-            if !self.look(|s| s.consumer.has_room()) {
+            if !self.look(|s| s.consumer.has_room()) && !is_on(SeededBug::DropOnOverflow) {
+                self.session.lock().pause_reading(self.clock.now());
                 room.await;
+                self.session.lock().resume_reading(self.clock.now());
                 continue 'reading;
             }
-            match inbound.message().await {
+            if is_on(SeededBug::ReaderWaitsForWriter) && self.look(|s| s.consumer.has_out()) {
+                tokio::time::sleep(TICK_MIN).await;
+                continue 'reading;
+            }
+            match inbound.next().await.transpose() {
                 Ok(Some(message)) => {
                     let taken = self.change(|s| s.receive(message, self.clock.now()));
                     if let Err(end) = taken {
@@ -168,12 +175,15 @@ impl StreamCell {
     /// Runs the stream to its end. `opening` gives what to read: at once, or when the peer's
     /// headers come, which may be with its first message. `views` follows the peer's view through
     /// policy changes.
-    pub async fn run(
+    pub async fn run<S>(
         self: &Arc<StreamCell>,
-        opening: impl Future<Output = Result<Streaming<Incoming>, StreamEnd>>,
+        opening: impl Future<Output = Result<S, StreamEnd>>,
         mut views: watch::Receiver<Arc<View>>,
         shutdown: Shutdown,
-    ) -> StreamEnd {
+    ) -> StreamEnd
+    where
+        S: Stream<Item = Result<Incoming, Status>> + Unpin,
+    {
         // The view may have been replaced since the session was made.
         let view = views.borrow_and_update().clone();
         let mut changed = view.changed();
@@ -189,6 +199,8 @@ impl StreamCell {
             'watching: loop {
                 let wait = self.time_to_tick();
                 tokio::select! {
+                    // What came is read before anything is held against the peer.
+                    biased;
                     end = &mut reading => break 'watching end,
                     () = self.ended.cancelled() => {
                         let gone = || StreamEnd::new(Code::Unavailable, "ended");
@@ -207,7 +219,9 @@ impl StreamCell {
                         self.work.notify_one();
                     }
                     () = shutdown.begun() => {
-                        self.change(|s| s.say_goodbye(Reason::Restarting, Duration::ZERO));
+                        let leaves = is_on(SeededBug::RestartLeaves);
+                        let reason = if leaves { Reason::Leaving } else { Reason::Restarting };
+                        self.change(|s| s.say_goodbye(reason, Duration::ZERO));
                         tokio::time::sleep(GOODBYE_WAIT).await;
                         break 'watching StreamEnd::new(Code::Unavailable, "the agent is restarting");
                     }
@@ -220,10 +234,7 @@ impl StreamCell {
 
     fn time_to_tick(&self) -> Duration {
         let now = self.clock.now();
-        let wake = self.look(|s| {
-            let owner = s.owner.as_ref().and_then(|o| o.wake_at());
-            owner.into_iter().chain(s.consumer.wake_at()).min()
-        });
+        let wake = self.look(StreamSession::wake_at);
         wake.map_or(TICK_MAX, |at| at.saturating_sub(now).clamp(TICK_MIN, TICK_MAX))
     }
 }
@@ -243,7 +254,6 @@ impl Outbound {
 
     /// For a client, whose side ends without a status.
     pub fn without_status(self) -> impl Stream<Item = Outgoing> + Send + 'static {
-        use futures::StreamExt;
         self.take_while(|item| std::future::ready(item.is_ok()))
             .filter_map(|item| std::future::ready(item.ok()))
     }

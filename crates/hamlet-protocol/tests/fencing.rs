@@ -43,6 +43,7 @@ fn upsert(name: &str) -> Incoming {
         resource: Some((TYPE_URL.into(), encode(&service("shop", name)))),
         operation: Operation::Upsert,
         context: CONTEXT.into(),
+        version: 0,
     };
     let url = TYPE_URL.into();
     let request =
@@ -114,7 +115,7 @@ async fn a_stream_follows_the_view_that_replaced_its_own_before_it_ran() {
     let versions = hamlet_core::view::VersionCounter::default();
     after.set(&[("new".into(), Arc::new(offer))].into(), true, &versions);
     sender.send_replace(after);
-    let never = std::future::pending();
+    let never = std::future::pending::<Result<futures::stream::Empty<_>, _>>();
     let running = cell.run(never, views, link.shutdown().clone());
     let looking = async {
         loop {

@@ -64,7 +64,7 @@ fn offer() -> impl Strategy<Value = IncomingOffer> {
     (nonce(), url(), key, prop::option::weighted(0.9, (url(), value())), operation).prop_map(
         |(nonce, resource_url, key, resource, operation)| {
             let context = String::new();
-            IncomingOffer { nonce, resource_url, key, resource, operation, context }
+            IncomingOffer { nonce, resource_url, key, resource, operation, context, version: 0 }
         },
     )
 }
@@ -170,6 +170,7 @@ impl Fed {
                 .then(|| ext::Hello { held: Some(ext::Held::default()), ..ext::Hello::default() }),
             extensions_required: false,
             view: view.clone(),
+            foreign_window: 1,
         };
         let session = StreamSession::new(config, Duration::ZERO);
         let versions = VersionCounter::default();

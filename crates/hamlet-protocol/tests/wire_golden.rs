@@ -91,7 +91,7 @@ fn written(context: &str, message: &Outgoing) -> Vec<u8> {
 
 fn offer(deleted: bool) -> Outgoing {
     let offer = Arc::new(Offer::new(TYPE_URL, "ledger", encode(&service())));
-    Outgoing::Offer { nonce: 42, change: Change { version: 9, offer, deleted } }
+    Outgoing::Offer { nonce: 42, change: Change { version: 9, offer, deleted }, versioned: false }
 }
 
 fn control(kind: ext::control::Kind) -> ext::Control {
@@ -229,6 +229,7 @@ fn every_change_of_python_is_read_as_it_was_meant() {
             resource: Some((TYPE_URL.to_owned(), Bytes::from(golden!("service")))),
             operation,
             context: CONTEXT.to_owned(),
+            version: 0,
         };
         let incoming = read(&bytes[..], MESSAGE_BYTES).unwrap();
         assert_eq!((incoming.offer, incoming.request), (Some(expected), None));

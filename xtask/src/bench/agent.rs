@@ -116,7 +116,7 @@ impl Agent {
             our_id: identities.identity.spiffe_id(),
             agent: "hamlet bench".into(),
             instance: 1,
-            log_id: [7; 16],
+            log_id: u128::from(std::process::id()).to_be_bytes(),
             publications: publications.clone(),
             catalogue: catalogue.clone(),
             leases: NameLeases::new(),
@@ -129,6 +129,7 @@ impl Agent {
             address: address.map(|a| a.to_string()),
             context: Secret::new(""),
             extensions_required: false,
+            foreign_window: 1,
             paused: false,
             import,
         };

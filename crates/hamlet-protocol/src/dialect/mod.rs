@@ -39,6 +39,8 @@ pub struct IncomingOffer {
     pub operation: Operation,
     /// The shared context value.
     pub context: String,
+    /// The owner's version of the change, between two Hamlet agents; else 0.
+    pub version: u64,
 }
 
 /// What an offer does.
@@ -93,6 +95,8 @@ pub enum Outgoing {
         nonce: u64,
         /// The change.
         change: Change,
+        /// Whether the peer is told the version; only a Hamlet agent is.
+        versioned: bool,
     },
 }
 

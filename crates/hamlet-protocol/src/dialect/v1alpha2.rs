@@ -4,6 +4,7 @@
 //! headers, then nonce and context follow (proto3 allows fields in any order).
 
 use bytes::{Buf, BufMut};
+use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::view::Change;
 use hamlet_core::{Rejection, RejectionCode};
 use prost::Message;
@@ -21,6 +22,8 @@ pub const PATH: &str = "/federation.resourcediscovery.v1alpha2.DiscoveryService/
 
 /// Our domain in `google.rpc.ErrorInfo`.
 const ERROR_DOMAIN: &str = "hamlet.dev";
+/// Number of the member that tells a Hamlet agent the version of an offer.
+const ENTRY: u32 = 1001;
 const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 
 /// The codec of one stream; it knows what every message of the stream repeats.
@@ -133,6 +136,7 @@ impl OversizedStream {
             resource: None,
             operation: operation(r.operation),
             context: r.context,
+            version: 0,
         });
         let request = self.request.map(|r| IncomingRequest {
             resource_url: r.resource_url,
@@ -163,6 +167,7 @@ pub fn incoming(message: pb::BidirectionalStream, bytes: usize) -> Incoming {
         resource: r.resource.map(|any| (any.type_url, any.value)),
         operation: operation(r.operation),
         context: r.context,
+        version: r.entry.map_or(0, |e| e.version),
     });
     let request = message.request.map(|r| IncomingRequest {
         resource_url: r.resource_url,
@@ -203,11 +208,23 @@ fn status(answer: &Result<(), Rejection>) -> rpc::Status {
     }
 }
 
+/// A refusal as the fate of a change says it, with the message beside the field.
+pub(crate) fn error_info(rejection: &Rejection) -> rpc::ErrorInfo {
+    let texts = [("field", rejection.field.clone()), ("message", rejection.to_string())];
+    rpc::ErrorInfo {
+        reason: rejection.reason(),
+        domain: ERROR_DOMAIN.to_owned(),
+        metadata: texts.map(|(key, text)| (key.to_owned(), text)).into(),
+    }
+}
+
 impl V2Codec {
     /// Appends one message. It can't fail: the buffer grows.
     pub fn write(&self, item: &Outgoing, dst: &mut impl BufMut) {
         match item {
-            Outgoing::Offer { nonce, change } => self.write_offer(*nonce, change, dst),
+            Outgoing::Offer { nonce, change, versioned } => {
+                self.write_offer(*nonce, change, *versioned, dst);
+            }
             other => {
                 let request = self.request(other);
                 let message = pb::BidirectionalStream { request: Some(request), response: None };
@@ -229,14 +246,14 @@ impl V2Codec {
             Outgoing::Answer { nonce, answer } => pb::StreamRequest {
                 resource_url: self.resource_url.to_owned(),
                 response_nonce: nonce.clone(),
-                status: Some(status(answer)),
+                status: (!is_on(SeededBug::AckWithoutStatus)).then(|| status(answer)),
                 ..base
             },
             Outgoing::Offer { .. } => base,
         }
     }
 
-    fn write_offer(&self, nonce: u64, change: &Change, dst: &mut impl BufMut) {
+    fn write_offer(&self, nonce: u64, change: &Change, versioned: bool, dst: &mut impl BufMut) {
         let url = self.resource_url;
         let offer = &change.offer;
         let nonce = nonce.to_string();
@@ -249,13 +266,17 @@ impl V2Codec {
         let operation = operation as u64;
         let any = field_len(1, url.len()) + field_len(2, offer.value.len());
         let context_len = if context.is_empty() { 0 } else { field_len(6, context.len()) };
+        // Entry: only the version, which is never 0.
+        let entry = key_len(1) + encoded_len_varint(change.version);
+        let entry_len = if versioned { field_len(ENTRY, entry) } else { 0 };
         let response = field_len(1, nonce.len())
             + field_len(2, url.len())
             + field_len(3, offer.key.len())
             + field_len(4, any)
             + key_len(5)
             + encoded_len_varint(operation)
-            + context_len;
+            + context_len
+            + entry_len;
         put_header(2, response, dst);
         put_field(1, nonce.as_bytes(), dst);
         put_field(2, url.as_bytes(), dst);
@@ -267,6 +288,11 @@ impl V2Codec {
         encode_varint(operation, dst);
         if context_len > 0 {
             put_field(6, context.as_bytes(), dst);
+        }
+        if versioned {
+            put_header(ENTRY, entry, dst);
+            encode_key(1, WireType::Varint, dst);
+            encode_varint(change.version, dst);
         }
     }
 }
@@ -318,7 +344,7 @@ mod tests {
         for (context, deleted) in [("", false), ("secret", true)] {
             let offer = Arc::new(Offer::new("t", "ledger", Bytes::from_static(b"value")));
             let change = Change { version: 7, offer, deleted };
-            let bytes = written(&codec(context), &Outgoing::Offer { nonce: 42, change });
+            let bytes = written(&codec(context), &Outgoing::Offer { nonce: 42, change, versioned: deleted });
             let message = pb::BidirectionalStream::decode(&bytes[..]).unwrap();
             let response = message.response.unwrap();
             assert_eq!(message.request, None);

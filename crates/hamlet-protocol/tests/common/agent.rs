@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,6 +26,8 @@ use hamlet_testkit::pki::{TestCa, trust_table};
 use hamlet_testkit::store::MemoryStore;
 
 use super::{rules, service};
+
+static LIVES: AtomicU64 = AtomicU64::new(1);
 
 /// The context value that all agents of these tests share.
 pub const CONTEXT: &str = "shared between two";
@@ -106,7 +109,8 @@ impl Agent {
             our_id: identity.spiffe_id(),
             agent: "hamlet test".into(),
             instance: 1,
-            log_id: [7; 16],
+            // Versions count anew in each life.
+            log_id: u128::from(LIVES.fetch_add(1, Ordering::Relaxed)).to_be_bytes(),
             publications: publications.clone(),
             catalogue: catalogue.clone(),
             leases: NameLeases::new(),
@@ -223,6 +227,7 @@ fn link_config(peer: &Known<'_>) -> LinkConfig {
         address: peer.address.map(|a| a.to_string()),
         context: Secret::new(CONTEXT),
         extensions_required: false,
+        foreign_window: 1,
         paused: false,
         import: Some(import),
     }

@@ -66,6 +66,7 @@ impl Agent {
             address: peer.address.as_ref().filter(|_| distrusted.is_none()).map(ToString::to_string),
             context,
             extensions_required: peer.extensions == Extensions::Required,
+            foreign_window: 1,
             paused: peer.paused || unread,
             import: Some(ImportSettings {
                 rules,

@@ -35,8 +35,6 @@ use crate::config::{Config, Loaded};
 
 /// The document in the store that holds the egress addresses.
 pub(super) const POOL_DOCUMENT: &str = "egress-addresses";
-/// The document in the store that names our log.
-const LOG_DOCUMENT: &str = "log-id";
 
 /// The local side's catalogue: a slice a source, entries by name.
 pub(super) type LocalCatalogue = Catalogue<&'static str, ServiceName, LocalService>;
@@ -111,7 +109,8 @@ impl Agent {
             tracing::error!(%damage, "the store was damaged; what is missing will be asked for again");
         }
         let pool = load_pool(&opened.store, &loaded.config);
-        let log_id = log_id(&opened.store).await?;
+        // Versions count anew in each process, so each has a log of its own.
+        let log_id: [u8; 16] = rand::random();
         let publications = Publications::new(TYPE_URL, Arc::new(encode), VersionCounter::default());
         let publications = Arc::new(publications);
         let local = LocalCatalogue::new();
@@ -222,15 +221,4 @@ fn load_pool(store: &Store, config: &Config) -> AddressPool {
         Ok(Some(bytes)) => AddressPool::from_bytes(range, &bytes).unwrap_or_else(|e| fresh(e.to_string())),
         Err(error) => fresh(error.to_string()),
     }
-}
-
-async fn log_id(store: &Arc<Store>) -> anyhow::Result<[u8; 16]> {
-    if let Ok(Some(bytes)) = store.get_document(LOG_DOCUMENT)
-        && let Ok(id) = <[u8; 16]>::try_from(&bytes[..])
-    {
-        return Ok(id);
-    }
-    let id: [u8; 16] = rand::random();
-    store.put_document(LOG_DOCUMENT, id.to_vec()).await?;
-    Ok(id)
 }
