@@ -663,6 +663,12 @@ impl<J: Judge> ImportedSlice<J> {
         })
     }
 
+    /// The durable form of a key as it is now; for when the disk may hold something else.
+    pub fn present(&self, key: &str, now: Duration) -> ImportChange {
+        let record = self.entries.get(key).map(|e| record(e, now));
+        ImportChange { peer: self.peer.clone(), key: key.to_owned(), record }
+    }
+
     /// Puts staged decisions in effect, after they became durable. Returns what changes in the
     /// catalogue.
     pub fn apply(&mut self, staged: Vec<Staged<J::Value>>, now: Duration) -> SliceChanges<J::Value> {

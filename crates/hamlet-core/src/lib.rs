@@ -44,6 +44,7 @@ pub mod publication;
 pub mod rejection;
 pub mod seeded;
 pub mod service;
+pub mod settle;
 pub mod spiffe;
 pub mod view;
 

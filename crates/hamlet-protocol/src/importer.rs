@@ -8,18 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_core::catalogue::SliceWriter;
-use hamlet_core::durable::{ImportStore, PeerState};
+use hamlet_core::durable::{CommitError, CommitFuture, ImportChange, ImportStore, PeerState};
 use hamlet_core::guard::GuardSettings;
 use hamlet_core::import::ImportRules;
 use hamlet_core::imported::{ImportLimits, ImportedSlice, SliceChanges, Staged};
 use hamlet_core::seeded::{SeededBug, is_on};
+use hamlet_core::settle::Settle;
 use hamlet_core::{ImportedService, PeerName, Rejection, RejectionCode};
 use hamlet_runtime::{Clock, Shutdown};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::consumer::{ProvenAt, held_of};
-use crate::session::PeerClass;
+use crate::consumer::{Batch, ProvenAt, held_of};
+use crate::session::{PeerClass, StreamEnd, StreamSession};
 use crate::stream::StreamCell;
 use crate::wire::hamlet::federation::v1 as ext;
 
@@ -34,6 +35,12 @@ const TICK: Duration = Duration::from_secs(1);
 const STATE_EVERY: Duration = Duration::from_secs(30);
 /// Most batches served before requests and time are looked at again.
 const BATCHES_AT_ONCE: usize = 64;
+/// How often a foreign owner is asked for its whole state again, unless configured otherwise.
+pub const RESYNC_EVERY: Duration = Duration::from_secs(3600);
+/// A commit that takes longer is answered as UNAVAILABLE, to a Hamlet agent.
+pub const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+/// What the Go owner says when it has discarded changes.
+const OVERFLOW_TEXT: &str = "overflow";
 /// Wait before a failed commit of a foreign owner's changes is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -48,6 +55,9 @@ pub struct ImportSettings {
     pub guard: GuardSettings,
     /// How long imports outlive the peer, counted while we run and try; `None` is for ever.
     pub hold: Option<Duration>,
+    /// How often a foreign owner is asked for its whole state again, where that harms nothing;
+    /// `None` is never.
+    pub resync: Option<Duration>,
 }
 
 /// What the link asks of the committer, between batches.
@@ -74,6 +84,10 @@ pub struct ImportState {
     pub commit_error: Mutex<Option<String>>,
     /// Since when a batch has been at the disk.
     pub committing: Mutex<Option<Duration>>,
+    /// What the last stream ended with, in words.
+    pub last_end: Mutex<Option<String>>,
+    /// What a foreign owner's silence means.
+    pub settle: Mutex<Settle>,
 }
 
 /// The committer task of one peer.
@@ -90,6 +104,9 @@ pub struct Importer {
     last_state: Duration,
     stored: PeerState,
     proven: Option<ProvenAt>,
+    resync: Option<Duration>,
+    /// A commit that the disk has kept waiting for too long, and the keys of its changes.
+    stuck: Option<(CommitFuture, Vec<String>)>,
     stopping: Shutdown,
 }
 
@@ -131,6 +148,8 @@ impl Importer {
             last_state: now,
             stored,
             proven: None,
+            resync: Some(RESYNC_EVERY),
+            stuck: None,
             stopping: Shutdown::new(),
         }
     }
@@ -180,6 +199,7 @@ impl Importer {
 
     async fn configure(&mut self, settings: ImportSettings) {
         self.hold = settings.hold;
+        self.resync = settings.resync;
         let staged = {
             let mut slice = self.state.slice.lock();
             slice.set_rules(settings.rules, settings.limits, settings.guard);
@@ -204,6 +224,7 @@ impl Importer {
                 self.withdraw_all().await;
             }
             let foreign = cell.look(|s| *s.class() == PeerClass::Foreign);
+            let said = if foreign { self.settling(&cell, &batch) } else { vec![] };
             let early = is_on(SeededBug::AckBeforeDurable).then(|| batch.changes.clone());
             let outcome = match early {
                 Some(_) => Ok(()),
@@ -219,6 +240,7 @@ impl Importer {
                 });
             }
             self.note_proof(&cell);
+            self.note_said(said, now);
             if let Some(changes) = early {
                 let _ = self.commit(changes, foreign).await;
             }
@@ -241,19 +263,71 @@ impl Importer {
         self.forget().await;
     }
 
+    /// What a foreign owner says in a batch, and whether we held it before.
+    fn settling(&self, cell: &StreamCell, batch: &Batch) -> Vec<(Arc<str>, Option<bool>)> {
+        let slice = self.state.slice.lock();
+        let mut settle = self.state.settle.lock();
+        if settle.stream() != Some(cell.id) {
+            settle.begin(cell.id, slice.counts().heard as usize, self.clock.now());
+        }
+        let (offered, deleted) = batch.said();
+        let offered = offered.iter().map(|key| (key.clone(), Some(slice.hears(key))));
+        offered.chain(deleted.iter().map(|key| (key.clone(), None))).collect()
+    }
+
+    fn note_said(&self, said: Vec<(Arc<str>, Option<bool>)>, now: Duration) {
+        let slice = self.state.slice.lock();
+        let mut settle = self.state.settle.lock();
+        for (key, held) in said {
+            match held {
+                Some(held) if slice.hears(&key) => settle.offered(&key, held, now),
+                Some(_) => {}
+                None => settle.deleted(&key),
+            }
+        }
+    }
+
+    /// Looks at what a foreign owner has left out, and whether to ask it for everything again.
+    async fn settle(&mut self, cell: Option<&Arc<StreamCell>>, now: Duration) {
+        let gone = {
+            let mut slice = self.state.slice.lock();
+            let mut settle = self.state.settle.lock();
+            let foreign = cell.filter(|c| c.look(|s| *s.class() == PeerClass::Foreign));
+            match foreign {
+                Some(cell) if settle.stream() != Some(cell.id) => {
+                    settle.begin(cell.id, slice.counts().heard as usize, now);
+                }
+                Some(_) => {}
+                None if settle.stream().is_some() => {
+                    let text = self.state.last_end.lock().clone().unwrap_or_default();
+                    settle.ended(text.contains(OVERFLOW_TEXT), now);
+                }
+                None => return,
+            }
+            let gone = settle.due(slice.heard_keys(), now);
+            slice.end_all(gone, now)
+        };
+        if !gone.is_empty() {
+            tracing::info!(peer = %self.peer, entries = gone.len(), "twice left out by the peer");
+            self.commit_local(gone, "left out twice").await;
+        }
+        let Some(cell) = cell else { return };
+        let every = self.resync.unwrap_or(Duration::MAX);
+        let wanted = self.state.settle.lock().wants_stream(every, now);
+        if wanted && cell.dialled && cell.look(StreamSession::may_renew) {
+            cell.end(StreamEnd::renewal());
+        }
+    }
+
     /// Commits; a foreign owner would lose an update that is refused as UNAVAILABLE, so for it
     /// the answer is withheld until the disk takes it.
-    async fn commit(
-        &self,
-        changes: Vec<hamlet_core::durable::ImportChange>,
-        foreign: bool,
-    ) -> Result<(), Rejection> {
+    async fn commit(&mut self, changes: Vec<ImportChange>, foreign: bool) -> Result<(), Rejection> {
         if changes.is_empty() {
             return Ok(());
         }
         *self.state.committing.lock() = Some(self.clock.now());
         let outcome = 'trying: loop {
-            match self.store.commit(changes.clone()).await {
+            match self.try_commit(&changes).await {
                 Ok(()) => break 'trying Ok(()),
                 Err(error) => {
                     tracing::error!(peer = %self.peer, %error, "could not commit imports");
@@ -261,12 +335,8 @@ impl Importer {
                     if !foreign || self.stopping.has_begun() {
                         let text =
                             "the importing mesh could not persist the change now; offer it again later";
-                        break 'trying Err(Rejection::new(
-                            RejectionCode::Unavailable,
-                            "not-persisted",
-                            "resource",
-                            text,
-                        ));
+                        let code = RejectionCode::Unavailable;
+                        break 'trying Err(Rejection::new(code, "not-persisted", "resource", text));
                     }
                     tokio::time::sleep(RETRY).await;
                 }
@@ -279,8 +349,35 @@ impl Importer {
         outcome
     }
 
+    /// One commit, waited for no longer than the deadline. One that is late goes on by itself,
+    /// and the next waits behind it: the disk keeps their order, and what it took late is still
+    /// the owner's word.
+    async fn try_commit(&mut self, changes: &[ImportChange]) -> Result<(), CommitError> {
+        let late = || CommitError { message: "the disk took longer than 10 s".to_owned() };
+        let mut all = vec![];
+        if let Some((mut stuck, keys)) = self.stuck.take() {
+            if tokio::time::timeout(COMMIT_DEADLINE, &mut stuck).await.is_err() {
+                self.stuck = Some((stuck, keys));
+                return Err(late());
+            }
+            // It was answered as not kept, but the disk may have it: what we hold is written over it.
+            let (slice, now) = (self.state.slice.lock(), self.clock.now());
+            all.extend(keys.iter().map(|key| slice.present(key, now)));
+        }
+        all.extend_from_slice(changes);
+        let keys = all.iter().map(|c| c.key.clone()).collect();
+        let mut commit = self.store.commit(all);
+        match tokio::time::timeout(COMMIT_DEADLINE, &mut commit).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.stuck = Some((commit, keys));
+                Err(late())
+            }
+        }
+    }
+
     /// Commits and applies decisions that are ours, not the owner's.
-    async fn commit_local(&self, staged: Vec<Staged>, cause: &str) {
+    async fn commit_local(&mut self, staged: Vec<Staged>, cause: &str) {
         if staged.is_empty() {
             return;
         }
@@ -327,6 +424,7 @@ impl Importer {
             let mut slice = self.state.slice.lock();
             cell.change(|s| s.consumer.tick(&mut slice, now));
         }
+        self.settle(cell.as_ref(), now).await;
         let due = self.state.slice.lock().due(now);
         self.commit_local(due, "time").await;
         self.count_down_time(cell.is_some(), passed);

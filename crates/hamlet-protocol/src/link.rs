@@ -14,6 +14,7 @@ use hamlet_core::imported::{ImportCounts, ImportedSlice};
 use hamlet_core::lease::NameLeases;
 use hamlet_core::offers::Publications;
 use hamlet_core::rejection::one_line;
+use hamlet_core::settle::Settle;
 use hamlet_core::view::View;
 use hamlet_core::{PeerName, SpiffeId};
 use hamlet_identity::ProvenPeer;
@@ -237,6 +238,8 @@ impl Link {
             stream: Mutex::new(None),
             down_ms: AtomicU64::new(loaded.state.down_ms),
             commit_error: Mutex::new(None),
+            last_end: Mutex::new(None),
+            settle: Mutex::new(Settle::new()),
             committing: Mutex::new(None),
         });
         let work = Arc::new(Notify::new());
@@ -322,6 +325,7 @@ impl Link {
             limits: hamlet_core::imported::ImportLimits::default(),
             guard: hamlet_core::guard::GuardSettings::default(),
             hold: None,
+            resync: None,
         });
         self.ask(|done| Request::Configure(Box::new(settings), done)).await;
         if config.paused || rejoin {
@@ -452,6 +456,7 @@ impl Link {
             return;
         }
         *stream = None;
+        *self.state.last_end.lock() = Some(end.message.clone());
         drop(stream);
         let connection = if self.config.load().paused {
             Connection::Paused

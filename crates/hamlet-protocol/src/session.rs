@@ -59,6 +59,16 @@ impl StreamEnd {
         StreamEnd { code, message: one_line(message.as_ref(), 512) }
     }
 
+    /// We end it only to begin anew at once.
+    pub fn renewal() -> StreamEnd {
+        StreamEnd::new(Code::Ok, "renewed, to hear the whole state again")
+    }
+
+    /// Whether it ends only to begin anew at once.
+    pub fn is_renewal(&self) -> bool {
+        self.code == Code::Ok
+    }
+
     /// Whether connecting again soon is pointless until somebody changes something.
     pub fn is_refusal(&self) -> bool {
         matches!(
@@ -282,6 +292,12 @@ impl StreamSession {
         }
         let pause = self.paused_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
         now.saturating_sub(self.paused_total + pause)
+    }
+
+    /// Whether ending the stream to begin anew harms nobody: a Go peer drops all that it imported
+    /// from us when a stream ends.
+    pub fn may_renew(&self) -> bool {
+        self.owner.as_ref().is_none_or(|owner| owner.offered() == 0)
     }
 
     /// How long the peer's goodbye asked us to wait before a new stream.

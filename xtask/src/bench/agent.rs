@@ -207,7 +207,13 @@ fn settings(peer: &str, services: usize) -> anyhow::Result<ImportSettings> {
         ..ImportLimits::default()
     };
     let hold = Some(Duration::from_secs(3600));
-    Ok(ImportSettings { rules: Some(Arc::new(rules)), limits, guard: GuardSettings::default(), hold })
+    Ok(ImportSettings {
+        rules: Some(Arc::new(rules)),
+        limits,
+        guard: GuardSettings::default(),
+        hold,
+        resync: None,
+    })
 }
 
 fn ingress() -> anyhow::Result<IngressOffer> {

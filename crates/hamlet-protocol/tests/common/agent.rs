@@ -222,6 +222,7 @@ fn link_config(peer: &Known<'_>) -> LinkConfig {
         limits: ImportLimits::default(),
         guard: GuardSettings::default(),
         hold: Some(Duration::from_secs(3600)),
+        resync: None,
     };
     LinkConfig {
         address: peer.address.map(|a| a.to_string()),

@@ -8,6 +8,7 @@ use hamlet_identity::{PeerTrust, TrustBundle, TrustTable};
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::Secret;
 use hamlet_protocol::importer::ImportSettings;
+use hamlet_protocol::importer::RESYNC_EVERY;
 use hamlet_protocol::link::{Link, LinkConfig};
 
 use super::Agent;
@@ -72,6 +73,7 @@ impl Agent {
                 rules,
                 limits: peer.limits,
                 guard: peer.guard,
+                resync: Some(RESYNC_EVERY),
                 hold: match peer.hold_time {
                     HoldTime::For(hold) => Some(hold),
                     HoldTime::Forever => None,
