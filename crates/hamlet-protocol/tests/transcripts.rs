@@ -455,3 +455,242 @@ fn what_could_not_be_persisted_is_refused_as_unavailable_and_offered_again() {
     assert!(said_by(&log, "bank").contains(&"upsert billing #2"), "{log:#?}");
     assert_eq!(shop.in_force(), 1);
 }
+
+/// A new stream between the same two, each with what it kept.
+fn reconnect(bank: End, shop: End) -> (End, End) {
+    let (view, versions) = (bank.view.clone(), bank.versions.clone());
+    let again = End::with_view("bank", "shop", false, true, bank.slice, view, versions);
+    let (view, versions) = (shop.view.clone(), shop.versions.clone());
+    (again, End::with_view("shop", "bank", true, true, shop.slice, view, versions))
+}
+
+fn many(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("s{i:04}")).collect()
+}
+
+fn texts(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn after_a_break_only_the_buckets_that_differ_are_repeated() {
+    let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+    let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
+    let mut names = many(600);
+    bank.publish(&texts(&names));
+    shop.publish(&[]);
+    talk(&mut shop, &mut bank);
+    names.remove(7);
+    names.push("new".to_owned());
+    bank.publish(&texts(&names));
+    let (mut bank, mut shop) = reconnect(bank, shop);
+    let log = talk(&mut shop, &mut bank);
+    assert!(said_by(&log, "bank").contains(&"begin WANT_BUCKETS"), "{log:#?}");
+    assert!(said_by(&log, "shop").contains(&"1024 hashes of level 2"));
+    let repeated = said_by(&log, "bank").iter().filter(|l| l.starts_with("upsert")).count();
+    assert!((1..=8).contains(&repeated), "{repeated} of 600");
+    assert!(said_by(&log, "shop").contains(&"proof EQUAL"), "{log:#?}");
+    let held: Vec<&str> = shop.slice.heard_keys().map(|k| &**k).collect();
+    assert!(held.contains(&"new") && !held.contains(&"s0007"));
+    assert_eq!(bank.session.owner.as_ref().unwrap().stats().rounds, [0, 1, 0]);
+}
+
+#[test]
+fn a_round_by_buckets_that_did_not_help_is_followed_by_a_whole_one() {
+    let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+    let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
+    bank.publish(&["billing"]);
+    talk(&mut shop, &mut bank);
+    let said = |shop: &mut End| shop.speak().iter().filter_map(|m| tell("shop", m)).collect::<Vec<_>>();
+    let wrong = |seq, round| {
+        let root = vec![9; 32].into();
+        let bookmark = ext::Bookmark { seq, round, version: 9, root, count: 1, ..ext::Bookmark::default() };
+        Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Bookmark(bookmark)) })
+    };
+    let begin = |round, mode: ext::begin::Mode| {
+        let scope = vec![0; 4].into();
+        let begin = ext::Begin { round, mode: mode as i32, level: 1, scope };
+        Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Begin(begin)) })
+    };
+    let asks = |shop: &mut End, after: u64| {
+        shop.now += Duration::from_secs(after);
+        shop.session.consumer.tick(&mut shop.slice, shop.now);
+        let out = shop.speak();
+        out.iter().find_map(|m| match m {
+            Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Held(h)) }) => {
+                Some((h.round, h.full))
+            }
+            _ => None,
+        })
+    };
+    shop.hear(&wrong(90, 0));
+    assert_eq!(said(&mut shop), ["shop: proof DIFFERENT"]);
+    assert_eq!(asks(&mut shop, 9), None);
+    assert_eq!(asks(&mut shop, 1), Some((2, false)), "first by buckets");
+    shop.hear(&begin(2, ext::begin::Mode::Scope));
+    shop.hear(&wrong(91, 2));
+    assert_eq!(said(&mut shop), ["shop: proof DIFFERENT"]);
+    assert_eq!(asks(&mut shop, 10), Some((3, true)), "then whole");
+    shop.hear(&begin(3, ext::begin::Mode::All));
+    shop.hear(&wrong(92, 3));
+    assert_eq!(said(&mut shop), ["shop: proof DIFFERENT"]);
+    assert_eq!(asks(&mut shop, 59), None, "and then ever later");
+    assert_eq!(asks(&mut shop, 1), Some((4, true)));
+}
+
+#[test]
+fn a_window_is_filled_and_not_exceeded_and_the_proof_does_not_wait_for_silence() {
+    let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+    let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
+    let names = many(3_000);
+    bank.publish(&texts(&names));
+    shop.publish(&[]);
+    let first = shop.speak();
+    first.iter().for_each(|m| bank.hear(m));
+    let sent = bank.speak();
+    let offers = sent.iter().filter(|m| matches!(m, Outgoing::Offer { .. })).count();
+    assert_eq!(offers, hamlet_protocol::consumer::INBOX_MESSAGES);
+    assert_eq!(bank.session.owner.as_ref().unwrap().in_flight(), offers);
+    sent.iter().for_each(|m| shop.hear(m));
+    talk(&mut shop, &mut bank);
+    bank.publish(&texts(&names[1..]));
+    (bank.now, shop.now) = (Duration::from_secs(2), Duration::from_secs(2));
+    let kinds: Vec<String> = bank.speak().iter().filter_map(|m| tell("bank", m)).collect();
+    assert_eq!(kinds, ["bank: delete s0000 #3001", "bank: bookmark of 2999"], "in flight, and said whole");
+}
+
+#[test]
+fn a_replica_that_is_behind_holds_back_and_then_sends_the_consumer_elsewhere() {
+    for (log_id, lags) in [([7; 16], true), ([8; 16], false)] {
+        let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+        bank.publish(&["cart"]);
+        let stored = PeerState { down_ms: 0, log_id: log_id.to_vec(), revision: 9 };
+        let held = held_of(&mut slice_of("bank"), &stored);
+        let hello = our_hello("test", 1, [1; 16], 0, 65_536, Some(held));
+        let kind = Some(ext::control::Kind::Hello(hello));
+        bank.hear(&Outgoing::Subscribe { control: Some(ext::Control { kind }) });
+        let offers = |bank: &mut End| bank.speak().iter().any(|m| matches!(m, Outgoing::Offer { .. }));
+        assert_eq!(offers(&mut bank), !lags);
+        bank.now = Duration::from_secs(10);
+        let end = std::iter::from_fn(|| bank.session.next(bank.now).transpose()).find_map(Result::err);
+        assert_eq!(end.map(|e| e.code), lags.then_some(tonic::Code::Unavailable));
+    }
+}
+
+#[test]
+fn whoever_leaves_takes_everything_along_and_whoever_restarts_takes_nothing() {
+    for (reason, leaves) in [(ext::goodbye::Reason::Leaving, true), (ext::goodbye::Reason::Restarting, false)]
+    {
+        let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+        let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
+        bank.publish(&["cart"]);
+        talk(&mut shop, &mut bank);
+        bank.session.say_goodbye(reason, Duration::from_secs(2));
+        bank.speak().iter().for_each(|m| shop.hear(m));
+        let batch = shop.session.consumer.batch(&mut shop.slice, shop.now);
+        assert_eq!(batch.is_some_and(|b| b.leaving), leaves);
+        assert_eq!(shop.session.peer_goodbye(), Some(reason));
+        assert_eq!(shop.session.retry_after(), Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn a_verdict_that_our_own_policy_changes_is_told_without_repeating_anything() {
+    let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+    let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
+    bank.publish(&["cart"]);
+    shop.publish(&[]);
+    talk(&mut shop, &mut bank);
+    for (rules, refused) in [(None, true), (Some(rules("bank")), false)] {
+        shop.slice.set_rules(rules, ImportLimits::default(), GuardSettings::default());
+        let staged = shop.slice.reevaluate(shop.now);
+        assert!(shop.slice.changes_verdict(&staged[0]));
+        shop.slice.apply(staged, shop.now);
+        shop.session.consumer.verdict_changed(&shop.slice, &Arc::from("cart"));
+        let log = talk(&mut shop, &mut bank);
+        assert_eq!(said_by(&log, "shop"), ["applied, 1 changes"]);
+        assert_eq!(said_by(&log, "bank"), Vec::<&str>::new());
+        let told =
+            bank.session.owner.as_ref().unwrap().stats().refused.get("cart").map(|r| r.message.clone());
+        assert_eq!(told.is_some_and(|m| m.starts_with("no-import:")), refused);
+    }
+}
+
+#[test]
+fn a_peer_without_beats_is_given_up_at_the_second_look_and_a_beating_one_is_not() {
+    let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+    let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
+    (bank.publish(&[]), shop.publish(&[]));
+    talk(&mut shop, &mut bank);
+    for seconds in 1..60 {
+        (bank.now, shop.now) = (Duration::from_secs(seconds), Duration::from_secs(seconds));
+        talk(&mut shop, &mut bank);
+        assert_eq!(bank.session.tick(bank.now), Ok(()), "after {seconds} s");
+    }
+    assert!(bank.session.peer_beat().is_some());
+    let silent = |s: u64| Duration::from_secs(59 + s);
+    assert_eq!(bank.session.tick(silent(15)), Ok(()), "the first look");
+    assert_eq!(bank.session.tick(silent(16)).unwrap_err().code, tonic::Code::Unavailable);
+}
+
+#[test]
+fn what_the_owner_said_of_rounds_must_be_possible() {
+    let kinds = |scope: usize, level| {
+        let scope = vec![0; scope].into();
+        let mode = ext::begin::Mode::Scope as i32;
+        ext::control::Kind::Begin(ext::Begin { round: 1, mode, level, scope })
+    };
+    let wants = ext::Begin { round: 1, mode: ext::begin::Mode::WantBuckets as i32, ..ext::Begin::default() };
+    let cases = [
+        (kinds(4, 1), true),
+        (kinds(5, 1), false),
+        (kinds(4_096, 3), true),
+        (kinds(4_096, 4), false),
+        (kinds(0, 0), false),
+        (ext::control::Kind::Begin(wants), true),
+        (ext::control::Kind::Begin(ext::Begin { mode: 99, ..ext::Begin::default() }), false),
+        (ext::control::Kind::Buckets(ext::Buckets::default()), false),
+    ];
+    for (kind, taken) in cases {
+        let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+        let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
+        talk(&mut shop, &mut bank);
+        let message = Outgoing::Control(ext::Control { kind: Some(kind.clone()) });
+        let received = shop.session.receive(heard(&message), shop.now);
+        assert_eq!(received.is_ok(), taken, "{kind:?}");
+    }
+}
+
+#[test]
+fn buckets_out_of_order_or_of_another_level_end_the_stream_and_right_ones_do_not() {
+    let message = |round, level, first, hashes: usize, last| {
+        let buckets = ext::Buckets { round, level, first, hashes: vec![1; hashes * 8].into(), last };
+        Outgoing::Control(ext::Control { kind: Some(ext::control::Kind::Buckets(buckets)) })
+    };
+    let cases: [(&[Outgoing], bool); 7] = [
+        (&[message(1, 2, 0, 1_000, false), message(1, 2, 1_000, 24, true)], true),
+        (&[message(1, 2, 0, 1_000, false), message(1, 2, 999, 25, true)], false),
+        (&[message(1, 2, 0, 1_000, false), message(1, 3, 1_000, 24, true)], false),
+        (&[message(1, 2, 0, 1_025, true)], false),
+        (&[message(1, 2, 0, 1_023, true)], false),
+        (&[message(2, 2, 0, 1_024, true)], false),
+        (&[message(1, 4, 0, 1_024, true)], false),
+    ];
+    for (i, (messages, taken)) in cases.iter().enumerate() {
+        let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
+        bank.publish(&["cart"]);
+        let held = ext::Held {
+            round: 1,
+            digest_version: 1,
+            root: vec![5; 32].into(),
+            count: 1_000,
+            ..ext::Held::default()
+        };
+        let hello = our_hello("test", 1, [1; 16], 0, 65_536, Some(held));
+        let kind = Some(ext::control::Kind::Hello(hello));
+        bank.hear(&Outgoing::Subscribe { control: Some(ext::Control { kind }) });
+        bank.speak();
+        let received = messages.iter().try_for_each(|m| bank.session.receive(heard(m), bank.now));
+        assert_eq!(received.is_ok(), *taken, "case {i}");
+    }
+}
