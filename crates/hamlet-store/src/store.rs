@@ -23,7 +23,7 @@ use crate::error::{OpenError, ReadError};
 use crate::frame::{self, KEY_MAX, VALUE_MAX};
 use crate::health::{Meter, StoreHealth};
 use crate::opening::{self, guarded};
-use crate::queue::{Queue, Write, closed};
+use crate::queue::{Queue, Request, Write, closed, stopped};
 use crate::tables::{Table, import_key, import_range};
 use crate::writer::{Shared, Writer};
 
@@ -56,12 +56,24 @@ pub struct Opened {
     pub damage: Option<DamageReport>,
 }
 
+/// Who does the writing.
+enum Hand {
+    /// A thread that serves the queue.
+    Thread(JoinHandle<Result<(), CommitError>>),
+    /// Whoever calls.
+    Caller(Box<Writer>),
+    /// Nobody: it is closed.
+    Nobody,
+}
+
 /// The embedded store of one mesh.
 ///
 /// Dropping it does what [`Store::close`] does, so the last owner should be one that may block.
 pub struct Store {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<Result<(), CommitError>>>>,
+    hand: Mutex<Hand>,
+    /// Whether the writing is done in the calls, without a thread and without the queue.
+    inline: bool,
     /// Released last, when the file is closed.
     lock: Mutex<Option<FolderLock>>,
 }
@@ -82,7 +94,7 @@ impl Store {
     /// [`OpenError`]; in particular [`OpenError::Locked`] while another agent has the folder.
     pub fn open(folder: &Path, options: StoreOptions) -> Result<Opened, OpenError> {
         let lock = FolderLock::take(folder)?;
-        Store::start(Arc::new(FolderDisk::new(folder)), options, Some(lock))
+        Store::start(Arc::new(FolderDisk::new(folder)), options, Some(lock), false)
     }
 
     /// Opens the store of any disk, for tests and simulation: the disk may fail, run full, lose
@@ -91,7 +103,17 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with_backend(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<Opened, OpenError> {
-        Store::start(disk, options, None)
+        Store::start(disk, options, None, false)
+    }
+
+    /// Opens the store of any disk without a thread, for deterministic simulation: each commit
+    /// writes and syncs in the call itself, on the calling thread, and its future is ready. All
+    /// else is the same code as behind [`Store::open`]. Requests don't share transactions here.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_inline(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<Opened, OpenError> {
+        Store::start(disk, options, None, true)
     }
 
     /// Looks at the store of a data folder without changing anything. Blocks while it reads
@@ -108,6 +130,7 @@ impl Store {
         disk: Arc<dyn Disk>,
         options: StoreOptions,
         lock: Option<FolderLock>,
+        inline: bool,
     ) -> Result<Opened, OpenError> {
         let meter = Meter::new(options.clock);
         let ready = opening::open(&*disk, &meter, options.cache_bytes)?;
@@ -120,9 +143,13 @@ impl Store {
             health: Mutex::default(),
         });
         let writer = Writer::new(shared.clone(), ready.gate);
-        let thread = std::thread::Builder::new().name("store-writer".to_owned());
-        let thread = thread.spawn(move || writer.run()).map_err(OpenError::Thread)?;
-        let store = Store { shared, thread: Mutex::new(Some(thread)), lock: Mutex::new(lock) };
+        let hand = if inline {
+            Hand::Caller(Box::new(writer))
+        } else {
+            let thread = std::thread::Builder::new().name("store-writer".to_owned());
+            Hand::Thread(thread.spawn(move || writer.run()).map_err(OpenError::Thread)?)
+        };
+        let store = Store { shared, hand: Mutex::new(hand), inline, lock: Mutex::new(lock) };
         Ok(Opened { store: Arc::new(store), peers: ready.loaded.peers, damage: ready.damage })
     }
 
@@ -179,12 +206,15 @@ impl Store {
     /// If the file could not be closed in order; the next opening repairs it.
     pub fn close(&self) -> Result<(), CommitError> {
         self.shared.queue.close();
-        let mut thread = self.thread.lock();
-        let Some(thread) = thread.take() else { return Ok(()) };
-        let outcome = thread.join().unwrap_or_else(|_| {
-            let message = "its writer panicked; restart the agent and report this".to_owned();
-            Err(CommitError { message })
-        });
+        let mut hand = self.hand.lock();
+        let outcome = match std::mem::replace(&mut *hand, Hand::Nobody) {
+            Hand::Nobody => return Ok(()),
+            Hand::Caller(writer) => writer.finish(),
+            Hand::Thread(thread) => thread.join().unwrap_or_else(|_| {
+                let message = "its writer panicked; restart the agent and report this".to_owned();
+                Err(CommitError { message })
+            }),
+        };
         drop(self.lock.lock().take());
         outcome
     }
@@ -193,8 +223,19 @@ impl Store {
         match writes {
             Err(error) => Box::pin(std::future::ready(Err(error))),
             Ok(writes) if writes.is_empty() => Box::pin(std::future::ready(Ok(()))),
+            Ok(writes) if self.inline => Box::pin(std::future::ready(self.write_now(writes))),
             Ok(writes) => self.shared.queue.submit(writes),
         }
+    }
+
+    /// Makes changes durable in this call.
+    fn write_now(&self, writes: Vec<Write>) -> Result<(), CommitError> {
+        let (request, mut answer) = Request::new(writes);
+        match &mut *self.hand.lock() {
+            Hand::Caller(writer) => writer.serve(vec![request]),
+            _ => return Err(closed()),
+        }
+        answer.try_recv().unwrap_or_else(|_| Err(stopped()))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The one thread that writes: one transaction per batch, and what to do when one fails.
+//! The one place that writes: one transaction per batch, and what to do when one fails. It has a
+//! thread of its own, or it works in the callers' calls ([`crate::Store::open_inline`]).
 //!
 //! It knows redb's ways, not records. Invariants: a request is answered `Ok` only after a sync that
 //! covers it; when a batch is answered with an error, nothing of it can be read, even if the disk
@@ -63,13 +64,18 @@ impl Writer {
     /// Serves the queue until it is closed and empty, then closes the file.
     pub(crate) fn run(mut self) -> Result<(), CommitError> {
         while let Some(batch) = self.shared.queue.next_batch() {
-            let outcome = self.commit(&batch).map_err(|message| CommitError { message });
-            self.account(&batch, &outcome);
-            for request in batch {
-                request.answer(outcome.clone());
-            }
+            self.serve(batch);
         }
-        self.finish().map_err(|message| CommitError { message })
+        self.finish()
+    }
+
+    /// Makes one batch durable and answers its requests.
+    pub(crate) fn serve(&mut self, batch: Vec<Request>) {
+        let outcome = self.commit(&batch).map_err(|message| CommitError { message });
+        self.account(&batch, &outcome);
+        for request in batch {
+            request.answer(outcome.clone());
+        }
     }
 
     /// One batch, all or nothing.
@@ -141,13 +147,13 @@ impl Writer {
         self.gate.fault().map_or_else(|| failure.to_string(), |(_, text)| text)
     }
 
-    fn finish(mut self) -> Result<(), String> {
+    /// Closes the file.
+    pub(crate) fn finish(mut self) -> Result<(), CommitError> {
         let recovered = self.recover();
         let database = self.shared.database.write().take();
-        if let Some(database) = database {
-            guarded(|| Ok(database.close()?)).map_err(|failure| self.describe(&failure))?;
-        }
-        recovered
+        let closed = database.map_or(Ok(()), |database| guarded(|| Ok(database.close()?)));
+        let closed = closed.map_err(|failure| self.describe(&failure));
+        closed.and(recovered).map_err(|message| CommitError { message })
     }
 
     fn account(&self, batch: &[Request], outcome: &Result<(), CommitError>) {

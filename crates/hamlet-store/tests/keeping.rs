@@ -4,10 +4,13 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{SimDisk, peer, put, record, wait, wait_all};
+use futures::FutureExt;
 use hamlet_core::durable::{ImportChange, ImportStore, LoadedPeer, PeerState};
 use hamlet_store::{
     CheckState, FILE_NAME, KEY_MAX, LOCK_NAME, OpenError, Opened, SCHEMA, Store, StoreOptions, VALUE_MAX,
@@ -188,6 +191,29 @@ fn a_commit_whose_caller_left_is_still_made_and_closing_waits_for_it() {
     store.close().unwrap();
     assert!(wait(store.commit(vec![put("acme", "k", 2)])).unwrap_err().message.contains("closed"));
     assert!(store.get_document("x").is_err());
+    assert_eq!(disk.open_store().peers[&peer("acme")].records["k"], record(1));
+}
+
+#[test]
+fn a_store_without_a_thread_has_done_it_when_the_call_returns() {
+    let disk = SimDisk::default();
+    let opened = Store::open_inline(Arc::new(disk.clone()), StoreOptions::default()).unwrap();
+    let store = opened.store;
+    let first = store.commit(vec![put("acme", "k", 1)]);
+    // Before anybody polls, and with the power gone.
+    let after = disk.after_power_cut(0).open_store();
+    assert_eq!(after.peers[&peer("acme")].records["k"], record(1));
+    disk.faults(|faults| faults.sync = Some(ErrorKind::Other));
+    let refused = store.commit(vec![put("acme", "k", 2)]);
+    disk.faults(|faults| faults.sync = None);
+    let later = store.put_document("d", vec![3]);
+    assert_eq!(first.now_or_never(), Some(Ok(())));
+    assert!(refused.now_or_never().unwrap().is_err());
+    assert_eq!(later.now_or_never(), Some(Ok(())));
+    assert_eq!(store.get_document("d").unwrap(), Some(vec![3]));
+    store.close().unwrap();
+    let error = store.put_document("d", vec![4]).now_or_never().unwrap().unwrap_err();
+    assert!(error.message.contains("closed"));
     assert_eq!(disk.open_store().peers[&peer("acme")].records["k"], record(1));
 }
 
