@@ -17,10 +17,10 @@ use crate::tables::Table;
 /// Most requests that wait for the disk; further callers wait for room. 100 peers with 100 offers
 /// in flight each fit.
 pub const QUEUE_REQUESTS_MAX: usize = 16 * 1024;
-/// Most requests in one transaction.
+/// Most requests in one batch.
 pub const BATCH_REQUESTS_MAX: usize = 4 * 1024;
-/// A transaction takes no further request when it has this many bytes.
-pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A batch takes no further request when it has this many bytes.
+pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// One change of the file.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) enum Write {
 }
 
 impl Write {
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Write::Put { key, value, .. } => key.len() + value.len(),
             Write::Remove { key, .. } => key.len(),

@@ -13,18 +13,21 @@ use hamlet_core::durable::{CommitError, CommitFuture, ImportChange, ImportStore,
 use hamlet_core::name::PeerName;
 use hamlet_runtime::{Clock, SystemClock};
 use parking_lot::{Mutex, RwLock};
-use redb::{ReadableDatabase, ReadableTable, TableError};
+use redb::ReadableDatabase;
 use serde::Serialize;
 
+use crate::base::Base;
 use crate::check::{self, CheckReport};
 use crate::damage::DamageReport;
 use crate::disk::{Disk, FolderDisk, FolderLock};
 use crate::error::{OpenError, ReadError};
 use crate::frame::{self, KEY_MAX, VALUE_MAX};
 use crate::health::{Meter, StoreHealth};
+use crate::journal::SEGMENT_BYTES;
 use crate::opening::{self, guarded};
+use crate::pending::Pending;
 use crate::queue::{Queue, Request, Write, closed, stopped};
-use crate::tables::{Table, import_key, import_range};
+use crate::tables::{self, Table, import_key, import_range};
 use crate::writer::{Shared, Writer};
 
 /// Memory for the database's pages, in bytes. Records live in the session's memory; this only
@@ -38,11 +41,18 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// Memory for the database's pages, in bytes.
     pub cache_bytes: usize,
+    /// Bytes of each of the two segments of the journal, from [`SEGMENT_BYTES_MIN`] to
+    /// [`SEGMENT_BYTES_MAX`]. A checkpoint is made when one is full.
+    ///
+    /// [`SEGMENT_BYTES_MIN`]: crate::SEGMENT_BYTES_MIN
+    /// [`SEGMENT_BYTES_MAX`]: crate::SEGMENT_BYTES_MAX
+    pub journal_segment_bytes: u64,
 }
 
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
-        StoreOptions { clock: SystemClock::shared(), cache_bytes: CACHE_BYTES }
+        let clock = SystemClock::shared();
+        StoreOptions { clock, cache_bytes: CACHE_BYTES, journal_segment_bytes: SEGMENT_BYTES }
     }
 }
 
@@ -85,7 +95,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store of a data folder, making folder (mode 0700) and file (0600) when missing.
+    /// Opens the store of a data folder, making folder (mode 0700) and files (0600) when missing.
     /// Blocks while it reads everything.
     ///
     /// A damaged file is no error: it is set aside in the folder and [`Opened::damage`] says so.
@@ -132,20 +142,23 @@ impl Store {
         lock: Option<FolderLock>,
         inline: bool,
     ) -> Result<Opened, OpenError> {
-        let meter = Meter::new(options.clock);
-        let ready = opening::open(&*disk, &meter, options.cache_bytes)?;
+        let meter = Meter::new(options.clock.clone());
+        let ready = opening::open(&*disk, &meter, &options)?;
         let shared = Arc::new(Shared {
             disk,
             queue: Queue::new(),
             meter,
             cache_bytes: options.cache_bytes,
             database: RwLock::new(Some(ready.database)),
+            pending: Pending::default(),
             health: Mutex::default(),
         });
-        let writer = Writer::new(shared.clone(), ready.gate);
+        let base = Base::new(shared.clone(), ready.gate);
+        let mut writer = Writer::new(shared.clone(), base, ready.journal);
         let hand = if inline {
             Hand::Caller(Box::new(writer))
         } else {
+            writer.start_checkpoints().map_err(OpenError::Thread)?;
             let thread = std::thread::Builder::new().name("store-writer".to_owned());
             Hand::Thread(thread.spawn(move || writer.run()).map_err(OpenError::Thread)?)
         };
@@ -167,16 +180,14 @@ impl Store {
             ));
         };
         let key = name.as_bytes();
-        let value = guarded(|| {
-            let txn = database.begin_read()?;
-            let table = match txn.open_table(Table::Documents.definition()) {
-                Ok(table) => table,
-                Err(TableError::TableDoesNotExist(_)) => return Ok(None),
-                Err(e) => return Err(e.into()),
-            };
-            Ok(ReadableTable::get(&table, key)?.map(|value| value.value().to_vec()))
-        });
-        let Some(value) = value.map_err(|failure| unavailable(failure.to_string()))? else { return Ok(None) };
+        let value = match self.shared.pending.get(Table::Documents, key) {
+            Some(known) => known,
+            None => {
+                let read = guarded(|| tables::get(&database.begin_read()?, Table::Documents, key));
+                read.map_err(|failure| unavailable(failure.to_string()))?
+            }
+        };
+        let Some(value) = value else { return Ok(None) };
         match frame::unseal(Table::Documents, key, &value) {
             Ok(content) => Ok(Some(content.to_vec())),
             Err(flaw) => Err(ReadError::Damaged { name: name.to_owned(), flaw: flaw.to_string() }),
@@ -195,15 +206,19 @@ impl Store {
     pub fn health(&self) -> StoreHealth {
         let mut health = self.shared.health.lock().clone();
         health.queued = self.shared.queue.len();
+        health.pending = self.shared.pending.len();
+        let (checkpoints, failure) = self.shared.pending.figures();
+        health.checkpoints = checkpoints;
+        health.error = health.error.or(failure.map(|message| CommitError { message }));
         self.shared.meter.fill(&mut health);
         health
     }
 
-    /// Takes no further request, makes the queued ones durable, closes the file and unlocks the
-    /// folder. Blocks until that is done. Closing again does nothing.
+    /// Takes no further request, makes the queued ones durable, writes the journal down, closes the
+    /// file and unlocks the folder. Blocks until that is done. Closing again does nothing.
     ///
     /// # Errors
-    /// If the file could not be closed in order; the next opening repairs it.
+    /// If that could not be done in order; the next opening makes it good.
     pub fn close(&self) -> Result<(), CommitError> {
         self.shared.queue.close();
         let mut hand = self.hand.lock();
