@@ -4,7 +4,7 @@
 //! `cargo run --release -p hamlet-store --example latency -- FOLDER` prints, in turns, how often a
 //! second 600 bytes are appended to a file and synced (what `cargo xtask bench` calls the limit),
 //! the same into a file that was filled before, and a commit of one record of about that size
-//! through the store, checkpoints included. It says nothing about many callers at once.
+//! through the store, checkpoints included; then how fast many commits at once are.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use hamlet_core::durable::{HeardRecord, ImportChange, ImportRecord, ImportStore, Verdict};
 use hamlet_core::name::PeerName;
 use hamlet_runtime::{Clock, SystemClock};
@@ -29,6 +30,10 @@ const ROUNDS: usize = 5;
 const EACH: Duration = Duration::from_millis(1500);
 /// Different keys, as a peer has that offers so many services.
 const KEYS: usize = 4096;
+/// Commits of a burst, each of a key of its own.
+const BURST: usize = 100_000;
+/// So many of them at once.
+const IN_FLIGHT: usize = 1024;
 /// Bytes of the filled file.
 const FILLED: usize = 16 * 1024 * 1024;
 
@@ -67,13 +72,13 @@ fn overwrite(folder: &Path) -> anyhow::Result<f64> {
     Ok(rate)
 }
 
-fn change(peer: &PeerName, n: usize) -> ImportChange {
+fn change(peer: &PeerName, n: usize, keys: usize) -> ImportChange {
     let value = Bytes::from(vec![n as u8; BYTES - 100]);
     let heard = HeardRecord { value, leaf: [n as u8; 32], verdict: Verdict::Admitted, refused_ms: 0 };
     let record = ImportRecord { heard: Some(heard), in_force: None, withheld_ms: None };
     ImportChange {
         peer: peer.clone(),
-        key: format!("service-{}.example.org", n % KEYS),
+        key: format!("service-{}.example.org", n % keys),
         record: Some(record),
     }
 }
@@ -87,7 +92,7 @@ fn commit(folder: &Path) -> anyhow::Result<(f64, String)> {
         let clock = SystemClock::new();
         let mut count = 0;
         while clock.now() < EACH {
-            store.commit(vec![change(&peer, count)]).await?;
+            store.commit(vec![change(&peer, count, KEYS)]).await?;
             count += 1;
         }
         anyhow::Ok(count as f64 / clock.now().as_secs_f64())
@@ -97,6 +102,25 @@ fn commit(folder: &Path) -> anyhow::Result<(f64, String)> {
     drop(store);
     std::fs::remove_dir_all(&folder)?;
     Ok((rate, format!("{} checkpoints, mean sync {:?}", health.checkpoints, health.sync_mean)))
+}
+
+/// Many commits at once; seconds until all are durable, and until the store is closed.
+fn burst(folder: &Path) -> anyhow::Result<(f64, f64)> {
+    let folder = folder.join("data");
+    let store = Store::open(&folder, StoreOptions::default())?.store;
+    let peer = PeerName::parse("acme")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let clock = SystemClock::new();
+    runtime.block_on(async {
+        let commits = (0..BURST).map(|n| store.commit(vec![change(&peer, n, BURST)]));
+        futures::stream::iter(commits).buffered(IN_FLIGHT).try_collect::<()>().await
+    })?;
+    let durable = clock.now().as_secs_f64();
+    store.close()?;
+    let closed = clock.now().as_secs_f64();
+    drop(store);
+    std::fs::remove_dir_all(&folder)?;
+    Ok((durable, closed))
 }
 
 fn main() -> anyhow::Result<()> {
@@ -119,5 +143,9 @@ fn main() -> anyhow::Result<()> {
     }
     shares.sort_by(f64::total_cmp);
     println!("commit as a share of append, median of {ROUNDS}: {:.2}", shares[ROUNDS / 2]);
+    let (durable, closed) = burst(folder)?;
+    println!(
+        "{BURST} commits, {IN_FLIGHT} at once: durable after {durable:.2} s, closed after {closed:.2} s"
+    );
     Ok(())
 }

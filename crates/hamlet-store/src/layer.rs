@@ -15,11 +15,14 @@ use crate::tables::{Table, Tables};
 /// What a key holds; `None` when it was removed.
 type Change = Option<Vec<u8>>;
 
+/// A range of keys: the first one, and the first one after it.
+type Range = (Vec<u8>, Vec<u8>);
+
 /// Changes on top of the database. Its size is bounded by that of the journal's segment.
 #[derive(Debug, Default)]
 pub(crate) struct Layer {
-    /// Ranges that were removed before `changes` were made: from, and up to but without.
-    cleared: BTreeMap<Table, BTreeSet<(Vec<u8>, Vec<u8>)>>,
+    /// Ranges that were removed before `changes` were made.
+    cleared: BTreeMap<Table, BTreeSet<Range>>,
     changes: BTreeMap<Table, BTreeMap<Vec<u8>, Change>>,
 }
 

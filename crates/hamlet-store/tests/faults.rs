@@ -302,6 +302,37 @@ fn nothing_of_a_batch_whose_sync_failed_is_left_when_the_disk_heals_at_once() {
 }
 
 #[test]
+fn a_record_that_was_answered_with_an_error_does_not_come_back_when_the_process_ends() {
+    // The write fails, or the sync; and the zeros over the record may fail as well.
+    for (fault, heals) in [(1, true), (2, true), (1, false), (2, false)] {
+        let disk = SimDisk::default();
+        let store = disk.open_inline().store;
+        let commit = |changes| store.commit(changes).now_or_never().unwrap();
+        commit(vec![put("acme", "k", 1)]).unwrap();
+        let at = disk.operations();
+        disk.faults(|faults| faults.fails_at = Some(at + fault));
+        if !heals {
+            disk.faults(|faults| faults.sync = Some(ErrorKind::Other));
+        }
+        assert!(commit((0..4).map(|n| put("acme", format!("lost{n}"), n)).collect()).is_err());
+        disk.faults(|faults| faults.sync = None);
+        let mut expected = vec![("k".to_owned(), record(1))];
+        if !heals {
+            // The next commit takes it back first; it is shorter than what was there.
+            commit(vec![put("acme", "later", 2)]).unwrap();
+            expected.push(("later".to_owned(), record(2)));
+        }
+        let ends = [SimDisk::with_image(disk.seen()), disk.after_power_cut(0), disk.after_power_cut(1)];
+        for (n, end) in ends.iter().enumerate() {
+            let opened = end.open_store();
+            assert_eq!(opened.damage, None, "fault {fault}, {heals}, end {n}");
+            let records = opened.peers[&peer("acme")].records.clone();
+            assert_eq!(records.into_iter().collect::<Vec<_>>(), expected, "fault {fault}, {heals}, end {n}");
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_refuses_what_does_not_fit_and_keeps_what_fits() {
     let disk = SimDisk::default();
     let store = disk.open_store().store;
