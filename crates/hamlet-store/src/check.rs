@@ -1,6 +1,7 @@
-//! An integrity report of a data folder that changes nothing: every page, every value.
+//! An integrity report of a data folder that changes nothing: every page, every value, and the
+//! journal.
 //!
-//! Not a repair: opening the store does that. The file is opened for reading only.
+//! Not a repair: opening the store does that. The files are opened for reading only.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,10 +12,10 @@ use hamlet_core::name::PeerName;
 use hamlet_runtime::SystemClock;
 
 use crate::damage::DamageReport;
-use crate::disk::{FILE_NAME, FolderLock, file_backend};
+use crate::disk::{FILE_NAME, FolderLock, JOURNAL_NAME, file_backend};
 use crate::error::OpenError;
 use crate::health::Meter;
-use crate::opening::{Judged, discard, judge};
+use crate::opening::{Judged, Sound, discard, judge};
 use crate::store::CACHE_BYTES;
 
 /// What a check found.
@@ -37,10 +38,16 @@ pub enum CheckState {
     Sound {
         /// Its schema version.
         schema: u32,
-        /// Number of records, by peer.
+        /// Number of records, by peer, with the journal's changes.
         records: BTreeMap<PeerName, usize>,
         /// Number of documents.
         documents: u64,
+        /// Changed keys that are in the journal only: the agent was not stopped in order, and the
+        /// next one writes them down when it starts.
+        journaled: usize,
+        /// What is wrong with the journal, if anything is: an agent would set it aside and do
+        /// without the changes that were committed last.
+        journal_damage: Option<String>,
         /// Single values that are damaged; an agent would leave them out.
         damage: Option<DamageReport>,
     },
@@ -69,15 +76,27 @@ pub(crate) fn check(folder: &Path) -> Result<CheckReport, OpenError> {
     };
     let bytes = file.metadata().map_err(|e| OpenError::system(&place, e))?.len();
     let backend = file_backend(file).map_err(|e| OpenError::system(&place, e))?;
-    let judged = judge(backend, &place, Meter::new(SystemClock::shared()), CACHE_BYTES, false)?;
-    let state = match judged {
+    let journal = || match File::open(folder.join(JOURNAL_NAME)) {
+        Ok(file) => file_backend(file).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    };
+    let meter = Meter::new(SystemClock::shared());
+    let state = match judge(backend, &journal, &place, meter, CACHE_BYTES, false)? {
         Judged::TooNew { found } => CheckState::TooNew { found },
         Judged::Damaged { reason } => CheckState::Damaged { reason },
-        Judged::Sound { database, schema, loaded, .. } => {
+        Judged::Sound(sound) => {
+            let Sound { database, schema, replayed, loaded, .. } = *sound;
             discard(database);
             let damage = loaded.report();
-            let records = loaded.peers.into_iter().map(|(name, peer)| (name, peer.records.len())).collect();
-            CheckState::Sound { schema, records, documents: loaded.documents, damage }
+            CheckState::Sound {
+                schema,
+                records: loaded.peers.into_iter().map(|(name, peer)| (name, peer.records.len())).collect(),
+                documents: loaded.documents,
+                journaled: replayed.layer.len(),
+                journal_damage: replayed.damage,
+                damage,
+            }
         }
     };
     Ok(CheckReport { file: path, bytes, state })

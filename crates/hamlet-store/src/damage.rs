@@ -15,7 +15,7 @@ pub const DAMAGED_LISTED_MAX: usize = 64;
 /// Longest text of one name in a report, in bytes.
 const NAME_SHOWN_MAX: usize = 128;
 
-/// A file that was found damaged and moved away.
+/// A file that was found damaged and moved away, whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetAside {
     /// Its new name in the data folder.
@@ -43,6 +43,8 @@ pub struct DamagedValue {
 pub struct DamageReport {
     /// The whole file was damaged and set aside; the store started empty.
     pub file: Option<SetAside>,
+    /// The journal was damaged and set aside; what was committed last, before the start, is missing.
+    pub journal: Option<SetAside>,
     /// Single damaged values, at most [`DAMAGED_LISTED_MAX`]. They were moved to a table aside.
     pub values: Vec<DamagedValue>,
     /// How many single values were damaged.
@@ -69,7 +71,7 @@ impl DamageReport {
     pub(crate) fn of_values(damaged: &[(Table, Vec<u8>, Flaw)]) -> Option<DamageReport> {
         let listed = damaged.iter().take(DAMAGED_LISTED_MAX);
         let values: Vec<_> = listed.map(|(table, key, flaw)| DamagedValue::new(*table, key, *flaw)).collect();
-        let report = DamageReport { file: None, values, values_total: damaged.len() as u64 };
+        let report = DamageReport { values, values_total: damaged.len() as u64, ..DamageReport::default() };
         (!damaged.is_empty()).then_some(report)
     }
 }
@@ -94,8 +96,16 @@ impl fmt::Display for DamageReport {
                 file.reason, file.name
             )?;
         }
+        if let Some(journal) = &self.journal {
+            write!(
+                f,
+                "the store's journal was damaged ({}) and was set aside as {}; what was committed last is \
+                 missing and peers send it again",
+                journal.reason, journal.name
+            )?;
+        }
         if self.values_total > 0 {
-            let gap = if self.file.is_some() { "; " } else { "" };
+            let gap = if self.file.is_some() || self.journal.is_some() { "; " } else { "" };
             write!(f, "{gap}{} damaged values were left out", self.values_total)?;
             for (place, value) in self.values.iter().take(3).enumerate() {
                 write!(f, "{} {value}", if place == 0 { ":" } else { "," })?;

@@ -1,4 +1,4 @@
-//! Where the bytes of a store are: a file in a data folder, or a simulated disk in tests.
+//! Where the bytes of a store are: two files in a data folder, or a simulated disk in tests.
 //!
 //! Knows names, permissions and locks, never content. Invariants: a damaged file is renamed, never
 //! overwritten; a new file gets its final name only after it holds a whole, synced store, so a
@@ -16,6 +16,8 @@ use crate::error::OpenError;
 
 /// Name of the store's file in the data folder.
 pub const FILE_NAME: &str = "hamlet.redb";
+/// Name of the journal in the data folder: what was committed and is not yet in the store's file.
+pub const JOURNAL_NAME: &str = "hamlet.journal";
 /// Name of the lock file in the data folder. It holds the id of the process that has the folder.
 pub const LOCK_NAME: &str = "LOCK";
 /// How many damaged files are kept in a data folder; the oldest beyond it are removed.
@@ -39,9 +41,14 @@ pub trait Disk: std::fmt::Debug + Send + Sync + 'static {
     fn adopt(&self) -> io::Result<()>;
     /// Moves the present store away without changing it, durably. Returns its new name.
     fn set_aside(&self) -> io::Result<String>;
+    /// Opens the journal's bytes, making an empty one, durably by name, if there is none. Used at
+    /// one offset by one caller at a time; its length is changed only when it is new.
+    fn journal(&self) -> io::Result<Box<dyn StorageBackend>>;
+    /// Moves the present journal away without changing it, durably. Returns its new name.
+    fn set_journal_aside(&self) -> io::Result<String>;
 }
 
-/// A store in a file of a data folder.
+/// A store in the files of a data folder.
 #[derive(Debug)]
 pub struct FolderDisk {
     folder: PathBuf,
@@ -58,6 +65,11 @@ impl FolderDisk {
         self.folder.join(FILE_NAME)
     }
 
+    /// The path of the journal.
+    pub fn journal_file(&self) -> PathBuf {
+        self.folder.join(JOURNAL_NAME)
+    }
+
     fn new_file(&self) -> PathBuf {
         self.folder.join(format!("{FILE_NAME}{NEW_SUFFIX}"))
     }
@@ -67,21 +79,37 @@ impl FolderDisk {
         File::open(&self.folder)?.sync_all()
     }
 
-    /// Numbers of the damaged files, in ascending order.
-    fn damaged(&self) -> io::Result<Vec<u64>> {
+    /// Numbers of the damaged files of a name, in ascending order.
+    fn damaged(&self, name: &str) -> io::Result<Vec<u64>> {
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(&self.folder)? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|n| n.strip_prefix(FILE_NAME)?.strip_prefix(DAMAGED_MARK));
+            let found = entry?.file_name();
+            let number = found.to_str().and_then(|n| n.strip_prefix(name)?.strip_prefix(DAMAGED_MARK));
             numbers.extend(number.and_then(|n| n.parse::<u64>().ok()));
         }
         numbers.sort_unstable();
         Ok(numbers)
     }
+
+    /// Renames a damaged file, durably.
+    fn move_away(&self, name: &str) -> io::Result<String> {
+        let numbers = self.damaged(name)?;
+        let number = numbers.last().map_or(Some(1), |n| n.checked_add(1)).ok_or_else(|| {
+            io::Error::other("the numbers of damaged files are used up; remove some of these files")
+        })?;
+        let aside = damaged_name(name, number);
+        std::fs::rename(self.folder.join(name), self.folder.join(&aside))?;
+        self.sync_folder()?;
+        for old in numbers.iter().take((numbers.len() + 1).saturating_sub(DAMAGED_FILES_KEPT)) {
+            // Only tidying: a file that can't be removed is no reason not to start.
+            let _ = std::fs::remove_file(self.folder.join(damaged_name(name, *old)));
+        }
+        Ok(aside)
+    }
 }
 
-fn damaged_name(number: u64) -> String {
-    format!("{FILE_NAME}{DAMAGED_MARK}{number}")
+fn damaged_name(name: &str, number: u64) -> String {
+    format!("{name}{DAMAGED_MARK}{number}")
 }
 
 /// redb's backend for a file. Its constructor can't fail, only its signature can.
@@ -115,17 +143,25 @@ impl Disk for FolderDisk {
     }
 
     fn set_aside(&self) -> io::Result<String> {
-        let numbers = self.damaged()?;
-        let name = damaged_name(numbers.last().map_or(Some(1), |n| n.checked_add(1)).ok_or_else(|| {
-            io::Error::other("the numbers of damaged files are used up; remove some of these files")
-        })?);
-        std::fs::rename(self.file(), self.folder.join(&name))?;
-        self.sync_folder()?;
-        for old in numbers.iter().take((numbers.len() + 1).saturating_sub(DAMAGED_FILES_KEPT)) {
-            // Only tidying: a file that can't be removed is no reason not to start.
-            let _ = std::fs::remove_file(self.folder.join(damaged_name(*old)));
+        self.move_away(FILE_NAME)
+    }
+
+    fn journal(&self) -> io::Result<Box<dyn StorageBackend>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        match options.open(self.journal_file()) {
+            Ok(file) => file_backend(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let file = options.create_new(true).open(self.journal_file())?;
+                self.sync_folder()?;
+                file_backend(file)
+            }
+            Err(e) => Err(e),
         }
-        Ok(name)
+    }
+
+    fn set_journal_aside(&self) -> io::Result<String> {
+        self.move_away(JOURNAL_NAME)
     }
 }
 
@@ -187,13 +223,17 @@ mod tests {
     fn the_newest_damaged_files_are_kept_and_numbers_never_come_again() {
         let folder = tempfile::tempdir().unwrap();
         let disk = FolderDisk::new(folder.path());
-        for round in 1..=DAMAGED_FILES_KEPT as u64 + 3 {
-            std::fs::write(disk.file(), round.to_string()).unwrap();
-            assert_eq!(disk.set_aside().unwrap(), damaged_name(round));
-        }
         let last = DAMAGED_FILES_KEPT as u64 + 3;
-        assert_eq!(disk.damaged().unwrap(), (4..=last).collect::<Vec<_>>());
-        let newest = std::fs::read_to_string(folder.path().join(damaged_name(last))).unwrap();
-        assert_eq!(newest, last.to_string());
+        for round in 1..=last {
+            std::fs::write(disk.file(), round.to_string()).unwrap();
+            std::fs::write(disk.journal_file(), round.to_string()).unwrap();
+            assert_eq!(disk.set_aside().unwrap(), damaged_name(FILE_NAME, round));
+            assert_eq!(disk.set_journal_aside().unwrap(), damaged_name(JOURNAL_NAME, round));
+        }
+        for name in [FILE_NAME, JOURNAL_NAME] {
+            assert_eq!(disk.damaged(name).unwrap(), (4..=last).collect::<Vec<_>>());
+            let newest = std::fs::read_to_string(folder.path().join(damaged_name(name, last))).unwrap();
+            assert_eq!(newest, last.to_string());
+        }
     }
 }

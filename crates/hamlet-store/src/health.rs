@@ -10,7 +10,8 @@ use hamlet_runtime::Clock;
 /// How the store is doing. Counters start at zero when the store is opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreHealth {
-    /// Why the last batch failed; `None` as soon as one succeeds. Not ready while it is set.
+    /// Why the last batch or the last checkpoint failed; `None` as soon as one succeeds. Not ready
+    /// while it is set.
     pub error: Option<CommitError>,
     /// The last failure since the store was opened, even if later batches succeeded.
     pub last_error: Option<CommitError>,
@@ -18,27 +19,31 @@ pub struct StoreHealth {
     pub commits: u64,
     /// Requests that failed.
     pub failed_commits: u64,
-    /// Transactions that succeeded, each shared by one or more requests.
+    /// Batches that succeeded, each shared by one or more requests.
     pub batches: u64,
-    /// Transactions that failed.
+    /// Batches that failed.
     pub failed_batches: u64,
     /// Values written or removed by successful requests.
     pub records: u64,
-    /// Bytes of keys and values handed to the database by successful requests.
+    /// Bytes of keys and values of successful requests.
     pub bytes: u64,
     /// Requests waiting for the disk now.
     pub queued: usize,
+    /// How often a segment of the journal was written down in the database.
+    pub checkpoints: u64,
+    /// Changed keys that are in the journal only, to be written down with the next checkpoints.
+    pub pending: usize,
     /// How often the disk was told to make writes durable (opening included).
     pub syncs: u64,
     /// How long the last of these took.
     pub sync_last: Duration,
     /// How long they took on average.
     pub sync_mean: Duration,
-    /// Size of the file in bytes.
+    /// Size of the database's file in bytes; the journal's is fixed.
     pub file_bytes: u64,
 }
 
-/// Measures the disk from below the database.
+/// Measures the disk from below the database and the journal.
 pub(crate) struct Meter {
     clock: Arc<dyn Clock>,
     syncs: AtomicU64,

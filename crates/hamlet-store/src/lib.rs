@@ -1,5 +1,5 @@
 //! What must outlive the process: import records, peers' state and small named documents, kept in
-//! one embedded file of the mesh's data folder.
+//! the mesh's data folder: one embedded database, and a journal in front of it.
 //!
 //! This crate keeps bytes and decides nothing: what a record means, whether its leaf is right and
 //! what is in force is the session's business. Its invariants: a finished commit survives the loss
@@ -9,13 +9,19 @@
 //! # How it works
 //!
 //! * [`Store`] takes requests, seals their values (`frame`) and queues them (`queue`).
-//! * One thread (`writer`) writes all that is queued when the disk is free into one redb
-//!   transaction: a group commit without a timer.
+//! * One thread (`writer`) makes all that is queued when the disk is free one record of the
+//!   `journal`, with one write and one sync: a group commit without a timer. It merges the changes
+//!   into a `layer` in memory (`pending`).
+//! * When a segment of the journal is full, a second thread makes its layer one transaction of the
+//!   redb database (`base`), while the writer goes on in the other segment. Closing does the same.
 //! * `opening` judges a file behind a `gate` that lets nothing through to the disk until the
-//!   file has been found sound; a damaged one is set aside and a fresh one made (`disk`).
+//!   file has been found sound, and adds what the journal holds; a damaged one is set aside and a
+//!   fresh one made (`disk`).
 //!
-//! The format is described in `docs/decisions/0003-embedded-store.md`.
+//! The formats are described in `docs/decisions/0003-embedded-store.md` and
+//! `docs/decisions/0012-journal.md`.
 
+mod base;
 mod check;
 mod damage;
 mod disk;
@@ -23,7 +29,10 @@ mod error;
 mod frame;
 mod gate;
 mod health;
+mod journal;
+mod layer;
 mod opening;
+mod pending;
 mod queue;
 mod store;
 mod tables;
@@ -31,11 +40,13 @@ mod writer;
 
 pub use check::{CheckReport, CheckState};
 pub use damage::{DAMAGED_LISTED_MAX, DamageReport, DamagedValue, SetAside};
-pub use disk::{DAMAGED_FILES_KEPT, Disk, FILE_NAME, FolderDisk, LOCK_NAME};
+pub use disk::{DAMAGED_FILES_KEPT, Disk, FILE_NAME, FolderDisk, JOURNAL_NAME, LOCK_NAME};
 pub use error::{OpenError, ReadError};
 pub use frame::{KEY_MAX, VALUE_MAX};
 pub use gate::FILE_MAX;
 pub use health::StoreHealth;
+pub use journal::{SEGMENT_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use queue::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, QUEUE_REQUESTS_MAX};
 pub use store::{CACHE_BYTES, Opened, Store, StoreOptions};
 pub use tables::{DAMAGED_VALUES_KEPT, SCHEMA};
+pub use writer::CHECKPOINT_CHANGES_MAX;

@@ -1,4 +1,5 @@
-//! Opening a store: judge the file, set it aside if it is damaged, make a new one if there is none.
+//! Opening a store: judge the file and its journal, set aside what is damaged, make a new one if
+//! there is none, and begin a new epoch of the journal.
 //!
 //! A file is judged behind a [`Gate`], so nothing is written to it before it was found sound and of
 //! a schema that we know. Invariant: an error of the disk is never taken for damage, and damage is
@@ -9,14 +10,18 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use hamlet_core::rejection::one_line;
-use redb::{Builder, Database, ReadableDatabase, StorageBackend};
+use redb::backends::InMemoryBackend;
+use redb::{Builder, Database, ReadableDatabase, StorageBackend, WriteTransaction};
 
 use crate::damage::{DamageReport, SetAside};
 use crate::disk::Disk;
 use crate::error::OpenError;
+use crate::frame::Flaw;
 use crate::gate::Gate;
 use crate::health::Meter;
-use crate::tables::{self, FoundSchema, Loaded, SCHEMA};
+use crate::journal::{self, Journal, Mark, Replayed};
+use crate::store::StoreOptions;
+use crate::tables::{self, FoundSchema, Loaded, SCHEMA, Tables};
 
 /// Longest reason that we show, in bytes.
 const REASON_MAX: usize = 256;
@@ -73,10 +78,23 @@ pub(crate) fn discard(database: Database) {
 
 /// What was found in a file.
 pub(crate) enum Judged {
-    Sound { database: Database, gate: Gate, schema: u32, loaded: Loaded },
+    Sound(Box<Sound>),
     TooNew { found: u32 },
     Damaged { reason: String },
 }
+
+/// A file that can be used, and what its journal holds beyond it.
+pub(crate) struct Sound {
+    pub(crate) database: Database,
+    pub(crate) gate: Gate,
+    pub(crate) schema: u32,
+    pub(crate) replayed: Replayed,
+    /// All that is kept, with the journal's changes.
+    pub(crate) loaded: Loaded,
+}
+
+/// Opens the bytes of a journal; `None` if there is none.
+pub(crate) type OpenJournal<'j> = &'j dyn Fn() -> io::Result<Option<Box<dyn StorageBackend>>>;
 
 /// Judges the bytes of a store without changing them.
 ///
@@ -84,6 +102,7 @@ pub(crate) enum Judged {
 /// Of the disk only, or if another process has the file.
 pub(crate) fn judge(
     disk: Box<dyn StorageBackend>,
+    journal: OpenJournal<'_>,
     place: &str,
     meter: Arc<Meter>,
     cache_bytes: usize,
@@ -96,37 +115,66 @@ pub(crate) fn judge(
     let read = guarded(|| {
         let database = open_database(&gate, cache_bytes)?;
         let txn = database.begin_read()?;
-        let schema = tables::read_schema(&txn)?;
-        let loaded = match schema {
-            FoundSchema::Version(found) if found <= SCHEMA => tables::load(&txn)?,
-            _ => Loaded::default(),
-        };
+        let (schema, mark) = (tables::read_schema(&txn)?, tables::read_mark(&txn)?);
         drop(txn);
-        Ok((database, schema, loaded))
+        Ok((database, schema, mark))
     });
-    // Behind the gate the database sees a fault of the disk and goes on to report it in its own
-    // words, so the gate is asked first.
-    if let Some((kind, text)) = gate.fault().filter(|(kind, _)| !is_of_the_bytes(*kind)) {
-        return Err(OpenError::system(place, io::Error::new(kind, text)));
-    }
-    match read {
+    fault_of(&gate, place)?;
+    let (database, schema, mark) = match read {
         Err(Failure::Redb(redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch)) => {
-            Err(OpenError::Locked { place: place.to_owned(), holder: None })
+            return Err(OpenError::Locked { place: place.to_owned(), holder: None });
         }
-        Err(failure) => Ok(Judged::Damaged { reason: failure.to_string() }),
-        Ok((database, FoundSchema::Version(schema), loaded)) if schema <= SCHEMA => {
-            Ok(Judged::Sound { database, gate, schema, loaded })
-        }
-        Ok((database, schema, _)) => {
+        Err(failure) => return Ok(Judged::Damaged { reason: failure.to_string() }),
+        Ok(read) => read,
+    };
+    let (schema, mark) = match (schema, mark) {
+        (FoundSchema::Version(schema), Ok(mark)) if schema <= SCHEMA => (schema, mark),
+        (schema, mark) => {
             discard(database);
-            Ok(match schema {
-                FoundSchema::Version(found) => Judged::TooNew { found },
-                FoundSchema::Missing => Judged::Damaged { reason: "it has no schema version".to_owned() },
-                FoundSchema::Damaged(flaw) => {
-                    Judged::Damaged { reason: format!("its schema version is damaged: {flaw}") }
-                }
-            })
+            return Ok(unusable(schema, mark.err()));
         }
+    };
+    let replayed = match mark {
+        None => Replayed::default(),
+        Some(mark) => read_journal(journal, &mark).map_err(|e| OpenError::system(place, e))?,
+    };
+    let loaded = guarded(|| tables::load(&database.begin_read()?, &replayed.layer));
+    fault_of(&gate, place)?;
+    match loaded {
+        Ok(loaded) => Ok(Judged::Sound(Box::new(Sound { database, gate, schema, replayed, loaded }))),
+        Err(failure) => {
+            discard(database);
+            Ok(Judged::Damaged { reason: failure.to_string() })
+        }
+    }
+}
+
+/// Behind the gate the database sees a fault of the disk and goes on to report it in its own words,
+/// so the gate is asked first.
+fn fault_of(gate: &Gate, place: &str) -> Result<(), OpenError> {
+    match gate.fault().filter(|(kind, _)| !is_of_the_bytes(*kind)) {
+        Some((kind, text)) => Err(OpenError::system(place, io::Error::new(kind, text))),
+        None => Ok(()),
+    }
+}
+
+fn unusable(schema: FoundSchema, mark: Option<Flaw>) -> Judged {
+    let reason = match (schema, mark) {
+        (FoundSchema::Version(found), _) if found > SCHEMA => return Judged::TooNew { found },
+        (FoundSchema::Missing, _) => "it has no schema version".to_owned(),
+        (FoundSchema::Damaged(flaw), _) => format!("its schema version is damaged: {flaw}"),
+        (_, mark) => {
+            let flaw = mark.map_or_else(String::new, |flaw| flaw.to_string());
+            format!("what it says of its journal is damaged: {flaw}")
+        }
+    };
+    Judged::Damaged { reason }
+}
+
+fn read_journal(journal: OpenJournal<'_>, mark: &Mark) -> io::Result<Replayed> {
+    match journal()? {
+        Some(bytes) => journal::replay(&*bytes, mark),
+        None => journal::replay(&InMemoryBackend::new(), mark),
     }
 }
 
@@ -140,67 +188,124 @@ fn is_of_the_bytes(kind: io::ErrorKind) -> bool {
 pub(crate) struct Ready {
     pub(crate) database: Database,
     pub(crate) gate: Gate,
+    pub(crate) journal: Journal,
     pub(crate) loaded: Loaded,
     pub(crate) damage: Option<DamageReport>,
 }
 
-/// Opens the store of a disk, whatever its state.
-pub(crate) fn open(disk: &dyn Disk, meter: &Arc<Meter>, cache_bytes: usize) -> Result<Ready, OpenError> {
+/// Opens the store of a disk, whatever its state, and begins a new epoch of its journal.
+pub(crate) fn open(disk: &dyn Disk, meter: &Arc<Meter>, options: &StoreOptions) -> Result<Ready, OpenError> {
     let place = disk.place();
-    let Some(bytes) = disk.open().map_err(|e| OpenError::system(&place, e))? else {
-        return create(disk, meter, cache_bytes, None);
-    };
-    match judge(bytes, &place, meter.clone(), cache_bytes, true)? {
-        Judged::TooNew { found } => Err(OpenError::SchemaTooNew { place, found, known: SCHEMA }),
-        Judged::Damaged { reason } => match disk.set_aside() {
-            Err(source) => Err(OpenError::SetAside { place, reason, source }),
-            Ok(name) => {
-                let file = Some(SetAside { name, reason });
-                let damage = DamageReport { file, ..DamageReport::default() };
-                create(disk, meter, cache_bytes, Some(damage))
-            }
-        },
-        Judged::Sound { database, gate, schema, loaded } => {
-            gate.release().map_err(|e| OpenError::system(&place, e))?;
-            if schema < SCHEMA || !loaded.damaged.is_empty() {
-                prepare(&database, &gate, &place, schema, &loaded)?;
-            }
-            let damage = loaded.report();
-            Ok(Ready { database, gate, loaded, damage })
+    let system = |e| OpenError::system(&place, e);
+    let Some(bytes) = disk.open().map_err(system)? else { return create(disk, meter, options, None) };
+    let journal = || disk.journal().map(Some);
+    let sound = match judge(bytes, &journal, &place, meter.clone(), options.cache_bytes, true)? {
+        Judged::TooNew { found } => return Err(OpenError::SchemaTooNew { place, found, known: SCHEMA }),
+        Judged::Damaged { reason } => {
+            return match disk.set_aside() {
+                Err(source) => Err(OpenError::SetAside { place, reason, source }),
+                Ok(name) => {
+                    let file = Some(SetAside { name, reason });
+                    let damage = DamageReport { file, ..DamageReport::default() };
+                    create(disk, meter, options, Some(damage))
+                }
+            };
         }
+        Judged::Sound(sound) => *sound,
+    };
+    adopt(disk, meter, options, sound)
+}
+
+/// Makes a sound file the store: brings it up to date with its journal, and moves what is damaged
+/// out of the way.
+fn adopt(
+    disk: &dyn Disk,
+    meter: &Arc<Meter>,
+    options: &StoreOptions,
+    sound: Sound,
+) -> Result<Ready, OpenError> {
+    let place = disk.place();
+    let system = |e| OpenError::system(&place, e);
+    let Sound { database, gate, schema, replayed, loaded } = sound;
+    gate.release().map_err(system)?;
+    let mut damage = loaded.report();
+    let mark = fresh_mark(options);
+    let filled = journal::is_filled(&*disk.journal().map_err(system)?, mark.segment_bytes).map_err(system)?;
+    let keep = filled && replayed.damage.is_none();
+    // What the journal holds must be in the file before the journal is changed or moved away.
+    transact(&database, &gate, &place, |txn| {
+        if schema < SCHEMA {
+            tables::migrate(txn, schema)?;
+        }
+        replayed.layer.write_to(&mut Tables::of(txn))?;
+        if !loaded.damaged.is_empty() {
+            tables::set_values_aside(txn, &loaded.damaged)?;
+        }
+        tables::write_mark(txn, keep.then_some(mark))
+    })?;
+    if let Some(reason) = replayed.damage {
+        let name = disk.set_journal_aside().map_err(system)?;
+        damage.get_or_insert_default().journal = Some(SetAside { name, reason });
     }
+    let journal = if keep {
+        Journal::new(disk.journal().map_err(system)?, mark, meter.clone())
+    } else {
+        begin(disk, meter, mark, &database, &gate)?
+    };
+    Ok(Ready { database, gate, journal, loaded, damage })
 }
 
 /// Makes a new store.
 fn create(
     disk: &dyn Disk,
     meter: &Arc<Meter>,
-    cache_bytes: usize,
+    options: &StoreOptions,
     damage: Option<DamageReport>,
 ) -> Result<Ready, OpenError> {
     let place = disk.place();
     let bytes = disk.create().map_err(|e| OpenError::system(&place, e))?;
     let gate = Gate::open(bytes, meter.clone());
-    let database = guarded(|| open_database(&gate, cache_bytes)).map_err(|f| failed(&gate, &place, f))?;
-    prepare(&database, &gate, &place, 0, &Loaded::default())?;
+    let database = guarded(|| open_database(&gate, options.cache_bytes));
+    let database = database.map_err(|failure| failed(&gate, &place, failure))?;
+    transact(&database, &gate, &place, |txn| tables::migrate(txn, 0))?;
     disk.adopt().map_err(|e| OpenError::system(&place, e))?;
-    Ok(Ready { database, gate, loaded: Loaded::default(), damage })
+    let journal = begin(disk, meter, fresh_mark(options), &database, &gate)?;
+    Ok(Ready { database, gate, journal, loaded: Loaded::default(), damage })
 }
 
-/// The first transaction: schema, and damaged values out of the way.
-fn prepare(
+fn fresh_mark(options: &StoreOptions) -> Mark {
+    let segment_bytes = journal::segment_size(options.journal_segment_bytes);
+    Mark { epoch: rand::random(), applied: 0, segment_bytes }
+}
+
+/// Begins an epoch in a journal of which nothing is needed.
+fn begin(
+    disk: &dyn Disk,
+    meter: &Arc<Meter>,
+    mark: Mark,
+    database: &Database,
+    gate: &Gate,
+) -> Result<Journal, OpenError> {
+    let place = disk.place();
+    let system = |e| OpenError::system(&place, e);
+    let bytes = disk.journal().map_err(system)?;
+    if !journal::is_filled(&*bytes, mark.segment_bytes).map_err(system)? {
+        journal::fill(&*bytes, mark.segment_bytes).map_err(system)?;
+    }
+    // Only now the database says that there is a journal to be read.
+    transact(database, gate, &place, |txn| tables::write_mark(txn, Some(mark)))?;
+    Ok(Journal::new(bytes, mark, meter.clone()))
+}
+
+fn transact(
     database: &Database,
     gate: &Gate,
     place: &str,
-    schema: u32,
-    loaded: &Loaded,
+    work: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
 ) -> Result<(), OpenError> {
     let done = guarded(|| {
         let txn = database.begin_write()?;
-        tables::migrate(&txn, schema)?;
-        if !loaded.damaged.is_empty() {
-            tables::set_values_aside(&txn, &loaded.damaged)?;
-        }
+        work(&txn)?;
         Ok(txn.commit()?)
     });
     done.map_err(|failure| failed(gate, place, failure))

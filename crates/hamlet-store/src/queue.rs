@@ -17,10 +17,10 @@ use crate::tables::Table;
 /// Most requests that wait for the disk; further callers wait for room. 100 peers with 100 offers
 /// in flight each fit.
 pub const QUEUE_REQUESTS_MAX: usize = 16 * 1024;
-/// Most requests in one transaction.
+/// Most requests in one batch.
 pub const BATCH_REQUESTS_MAX: usize = 4 * 1024;
-/// A transaction takes no further request when it has this many bytes.
-pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A batch takes no further request when it has this many bytes.
+pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// One change of the file.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) enum Write {
 }
 
 impl Write {
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Write::Put { key, value, .. } => key.len() + value.len(),
             Write::Remove { key, .. } => key.len(),
@@ -61,11 +61,21 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// A request, and where its answer comes.
+    pub(crate) fn new(writes: Vec<Write>) -> (Request, Answer) {
+        let (done, answer) = oneshot::channel();
+        let bytes = writes.iter().map(Write::bytes).sum();
+        (Request { writes, bytes, done }, answer)
+    }
+
     /// Answers the caller. One that no longer waits is fine.
     pub(crate) fn answer(self, outcome: Result<(), CommitError>) {
         let _ = self.done.send(outcome);
     }
 }
+
+/// Where the answer to a request comes.
+pub(crate) type Answer = oneshot::Receiver<Result<(), CommitError>>;
 
 #[derive(Debug, Default)]
 struct Line {
@@ -94,7 +104,7 @@ pub(crate) fn closed() -> CommitError {
     CommitError { message: "it is closed".to_owned() }
 }
 
-fn stopped() -> CommitError {
+pub(crate) fn stopped() -> CommitError {
     CommitError { message: "its writer has stopped".to_owned() }
 }
 
@@ -120,9 +130,7 @@ impl Queue {
     /// Queues changes; the future is done when they are durable or failed. Dropping the future
     /// takes back nothing that is already queued.
     pub(crate) fn submit(self: &Arc<Queue>, writes: Vec<Write>) -> CommitFuture {
-        let (done, answer) = oneshot::channel();
-        let bytes = writes.iter().map(Write::bytes).sum();
-        let request = Request { writes, bytes, done };
+        let (request, answer) = Request::new(writes);
         let free = self.waiting.load(Ordering::Acquire) == 0;
         let permit = if free { self.room.clone().try_acquire_owned().ok() } else { None };
         if let Some(permit) = permit {

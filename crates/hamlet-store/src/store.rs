@@ -13,18 +13,21 @@ use hamlet_core::durable::{CommitError, CommitFuture, ImportChange, ImportStore,
 use hamlet_core::name::PeerName;
 use hamlet_runtime::{Clock, SystemClock};
 use parking_lot::{Mutex, RwLock};
-use redb::{ReadableDatabase, ReadableTable, TableError};
+use redb::ReadableDatabase;
 use serde::Serialize;
 
+use crate::base::Base;
 use crate::check::{self, CheckReport};
 use crate::damage::DamageReport;
 use crate::disk::{Disk, FolderDisk, FolderLock};
 use crate::error::{OpenError, ReadError};
 use crate::frame::{self, KEY_MAX, VALUE_MAX};
 use crate::health::{Meter, StoreHealth};
+use crate::journal::SEGMENT_BYTES;
 use crate::opening::{self, guarded};
-use crate::queue::{Queue, Write, closed};
-use crate::tables::{Table, import_key, import_range};
+use crate::pending::Pending;
+use crate::queue::{Queue, Request, Write, closed, stopped};
+use crate::tables::{self, Table, import_key, import_range};
 use crate::writer::{Shared, Writer};
 
 /// Memory for the database's pages, in bytes. Records live in the session's memory; this only
@@ -38,11 +41,18 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// Memory for the database's pages, in bytes.
     pub cache_bytes: usize,
+    /// Bytes of each of the two segments of the journal, from [`SEGMENT_BYTES_MIN`] to
+    /// [`SEGMENT_BYTES_MAX`]. A checkpoint is made when one is full.
+    ///
+    /// [`SEGMENT_BYTES_MIN`]: crate::SEGMENT_BYTES_MIN
+    /// [`SEGMENT_BYTES_MAX`]: crate::SEGMENT_BYTES_MAX
+    pub journal_segment_bytes: u64,
 }
 
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
-        StoreOptions { clock: SystemClock::shared(), cache_bytes: CACHE_BYTES }
+        let clock = SystemClock::shared();
+        StoreOptions { clock, cache_bytes: CACHE_BYTES, journal_segment_bytes: SEGMENT_BYTES }
     }
 }
 
@@ -56,12 +66,24 @@ pub struct Opened {
     pub damage: Option<DamageReport>,
 }
 
+/// Who does the writing.
+enum Hand {
+    /// A thread that serves the queue.
+    Thread(JoinHandle<Result<(), CommitError>>),
+    /// Whoever calls.
+    Caller(Box<Writer>),
+    /// Nobody: it is closed.
+    Nobody,
+}
+
 /// The embedded store of one mesh.
 ///
 /// Dropping it does what [`Store::close`] does, so the last owner should be one that may block.
 pub struct Store {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<Result<(), CommitError>>>>,
+    hand: Mutex<Hand>,
+    /// Whether the writing is done in the calls, without a thread and without the queue.
+    inline: bool,
     /// Released last, when the file is closed.
     lock: Mutex<Option<FolderLock>>,
 }
@@ -73,7 +95,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store of a data folder, making folder (mode 0700) and file (0600) when missing.
+    /// Opens the store of a data folder, making folder (mode 0700) and files (0600) when missing.
     /// Blocks while it reads everything.
     ///
     /// A damaged file is no error: it is set aside in the folder and [`Opened::damage`] says so.
@@ -82,7 +104,7 @@ impl Store {
     /// [`OpenError`]; in particular [`OpenError::Locked`] while another agent has the folder.
     pub fn open(folder: &Path, options: StoreOptions) -> Result<Opened, OpenError> {
         let lock = FolderLock::take(folder)?;
-        Store::start(Arc::new(FolderDisk::new(folder)), options, Some(lock))
+        Store::start(Arc::new(FolderDisk::new(folder)), options, Some(lock), false)
     }
 
     /// Opens the store of any disk, for tests and simulation: the disk may fail, run full, lose
@@ -91,7 +113,17 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with_backend(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<Opened, OpenError> {
-        Store::start(disk, options, None)
+        Store::start(disk, options, None, false)
+    }
+
+    /// Opens the store of any disk without a thread, for deterministic simulation: each commit
+    /// writes and syncs in the call itself, on the calling thread, and its future is ready. All
+    /// else is the same code as behind [`Store::open`]. Requests don't share transactions here.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_inline(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<Opened, OpenError> {
+        Store::start(disk, options, None, true)
     }
 
     /// Looks at the store of a data folder without changing anything. Blocks while it reads
@@ -108,21 +140,29 @@ impl Store {
         disk: Arc<dyn Disk>,
         options: StoreOptions,
         lock: Option<FolderLock>,
+        inline: bool,
     ) -> Result<Opened, OpenError> {
-        let meter = Meter::new(options.clock);
-        let ready = opening::open(&*disk, &meter, options.cache_bytes)?;
+        let meter = Meter::new(options.clock.clone());
+        let ready = opening::open(&*disk, &meter, &options)?;
         let shared = Arc::new(Shared {
             disk,
             queue: Queue::new(),
             meter,
             cache_bytes: options.cache_bytes,
             database: RwLock::new(Some(ready.database)),
+            pending: Pending::default(),
             health: Mutex::default(),
         });
-        let writer = Writer::new(shared.clone(), ready.gate);
-        let thread = std::thread::Builder::new().name("store-writer".to_owned());
-        let thread = thread.spawn(move || writer.run()).map_err(OpenError::Thread)?;
-        let store = Store { shared, thread: Mutex::new(Some(thread)), lock: Mutex::new(lock) };
+        let base = Base::new(shared.clone(), ready.gate);
+        let mut writer = Writer::new(shared.clone(), base, ready.journal);
+        let hand = if inline {
+            Hand::Caller(Box::new(writer))
+        } else {
+            writer.start_checkpoints().map_err(OpenError::Thread)?;
+            let thread = std::thread::Builder::new().name("store-writer".to_owned());
+            Hand::Thread(thread.spawn(move || writer.run()).map_err(OpenError::Thread)?)
+        };
+        let store = Store { shared, hand: Mutex::new(hand), inline, lock: Mutex::new(lock) };
         Ok(Opened { store: Arc::new(store), peers: ready.loaded.peers, damage: ready.damage })
     }
 
@@ -140,16 +180,14 @@ impl Store {
             ));
         };
         let key = name.as_bytes();
-        let value = guarded(|| {
-            let txn = database.begin_read()?;
-            let table = match txn.open_table(Table::Documents.definition()) {
-                Ok(table) => table,
-                Err(TableError::TableDoesNotExist(_)) => return Ok(None),
-                Err(e) => return Err(e.into()),
-            };
-            Ok(ReadableTable::get(&table, key)?.map(|value| value.value().to_vec()))
-        });
-        let Some(value) = value.map_err(|failure| unavailable(failure.to_string()))? else { return Ok(None) };
+        let value = match self.shared.pending.get(Table::Documents, key) {
+            Some(known) => known,
+            None => {
+                let read = guarded(|| tables::get(&database.begin_read()?, Table::Documents, key));
+                read.map_err(|failure| unavailable(failure.to_string()))?
+            }
+        };
+        let Some(value) = value else { return Ok(None) };
         match frame::unseal(Table::Documents, key, &value) {
             Ok(content) => Ok(Some(content.to_vec())),
             Err(flaw) => Err(ReadError::Damaged { name: name.to_owned(), flaw: flaw.to_string() }),
@@ -168,23 +206,30 @@ impl Store {
     pub fn health(&self) -> StoreHealth {
         let mut health = self.shared.health.lock().clone();
         health.queued = self.shared.queue.len();
+        health.pending = self.shared.pending.len();
+        let (checkpoints, failure) = self.shared.pending.figures();
+        health.checkpoints = checkpoints;
+        health.error = health.error.or(failure.map(|message| CommitError { message }));
         self.shared.meter.fill(&mut health);
         health
     }
 
-    /// Takes no further request, makes the queued ones durable, closes the file and unlocks the
-    /// folder. Blocks until that is done. Closing again does nothing.
+    /// Takes no further request, makes the queued ones durable, writes the journal down, closes the
+    /// file and unlocks the folder. Blocks until that is done. Closing again does nothing.
     ///
     /// # Errors
-    /// If the file could not be closed in order; the next opening repairs it.
+    /// If that could not be done in order; the next opening makes it good.
     pub fn close(&self) -> Result<(), CommitError> {
         self.shared.queue.close();
-        let mut thread = self.thread.lock();
-        let Some(thread) = thread.take() else { return Ok(()) };
-        let outcome = thread.join().unwrap_or_else(|_| {
-            let message = "its writer panicked; restart the agent and report this".to_owned();
-            Err(CommitError { message })
-        });
+        let mut hand = self.hand.lock();
+        let outcome = match std::mem::replace(&mut *hand, Hand::Nobody) {
+            Hand::Nobody => return Ok(()),
+            Hand::Caller(writer) => writer.finish(),
+            Hand::Thread(thread) => thread.join().unwrap_or_else(|_| {
+                let message = "its writer panicked; restart the agent and report this".to_owned();
+                Err(CommitError { message })
+            }),
+        };
         drop(self.lock.lock().take());
         outcome
     }
@@ -193,8 +238,19 @@ impl Store {
         match writes {
             Err(error) => Box::pin(std::future::ready(Err(error))),
             Ok(writes) if writes.is_empty() => Box::pin(std::future::ready(Ok(()))),
+            Ok(writes) if self.inline => Box::pin(std::future::ready(self.write_now(writes))),
             Ok(writes) => self.shared.queue.submit(writes),
         }
+    }
+
+    /// Makes changes durable in this call.
+    fn write_now(&self, writes: Vec<Write>) -> Result<(), CommitError> {
+        let (request, mut answer) = Request::new(writes);
+        match &mut *self.hand.lock() {
+            Hand::Caller(writer) => writer.serve(vec![request]),
+            _ => return Err(closed()),
+        }
+        answer.try_recv().unwrap_or_else(|_| Err(stopped()))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The tables of the file: their names, their keys, and reading all of them.
+//! The tables of the file: their names, their keys, and reading all of them, with what the journal
+//! holds on top.
 //!
 //! Keys and values are plain bytes to redb, because its text types panic on damaged text; we check
 //! them ourselves. Invariant: what is loaded passed its checksum and has canonical keys.
@@ -11,17 +12,23 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, TableError, WriteTra
 
 use crate::damage::DamageReport;
 use crate::frame::{self, Flaw};
+use crate::journal::Mark;
+use crate::layer::Layer;
 
 /// The schema version that this program writes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// How many damaged values are kept in the file for inspection. Beyond it they are removed.
 pub const DAMAGED_VALUES_KEPT: u64 = 256;
 
 const SCHEMA_KEY: &[u8] = b"schema";
+const MARK_KEY: &[u8] = b"journal";
 
 /// Steps from each schema version to the next: step `n` leads from version `n + 1`.
-const MIGRATIONS: [Step; SCHEMA as usize - 1] = [];
+const MIGRATIONS: [Step; SCHEMA as usize - 1] = [
+    // 2: the row `journal` and the journal itself. An older program would not read them.
+    |_| Ok(()),
+];
 
 type Step = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
@@ -31,7 +38,7 @@ type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Table {
     /// `schema` to the schema version. Its frame and content never change, so that every version
-    /// of the program can read it.
+    /// of the program can read it. `journal` to [`Mark`], if there is a journal to be read.
     Meta,
     /// Peer name, a zero byte, wire key; to `ImportRecord`.
     Imports,
@@ -54,8 +61,45 @@ impl Table {
         }
     }
 
+    /// The number of a table that can be in the journal. Part of its format.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Table::Meta | Table::Damaged => 0,
+            Table::Imports => 1,
+            Table::Peers => 2,
+            Table::Documents => 3,
+        }
+    }
+
+    /// The table with a number.
+    pub(crate) fn of_number(number: u8) -> Option<Table> {
+        [Table::Imports, Table::Peers, Table::Documents].into_iter().find(|table| table.number() == number)
+    }
+
     pub(crate) fn definition(self) -> Definition {
         TableDefinition::new(self.name())
+    }
+}
+
+type OpenTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
+
+/// The tables a transaction has touched so far.
+pub(crate) struct Tables<'t> {
+    txn: &'t WriteTransaction,
+    open: BTreeMap<Table, OpenTable<'t>>,
+}
+
+impl<'t> Tables<'t> {
+    pub(crate) fn of(txn: &'t WriteTransaction) -> Tables<'t> {
+        Tables { txn, open: BTreeMap::new() }
+    }
+
+    pub(crate) fn get(&mut self, table: Table) -> Result<&mut OpenTable<'t>, redb::Error> {
+        use std::collections::btree_map::Entry;
+        match self.open.entry(table) {
+            Entry::Occupied(open) => Ok(open.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(self.txn.open_table(table.definition())?)),
+        }
     }
 }
 
@@ -91,13 +135,8 @@ pub(crate) enum FoundSchema {
 
 /// Reads the schema version.
 pub(crate) fn read_schema(txn: &ReadTransaction) -> Result<FoundSchema, redb::Error> {
-    let table = match txn.open_table(Table::Meta.definition()) {
-        Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(FoundSchema::Missing),
-        Err(e) => return Err(e.into()),
-    };
-    let Some(value) = ReadableTable::get(&table, SCHEMA_KEY)? else { return Ok(FoundSchema::Missing) };
-    let content = match frame::unseal(Table::Meta, SCHEMA_KEY, value.value()) {
+    let Some(value) = get(txn, Table::Meta, SCHEMA_KEY)? else { return Ok(FoundSchema::Missing) };
+    let content = match frame::unseal(Table::Meta, SCHEMA_KEY, &value) {
         Ok(content) => content,
         Err(flaw) => return Ok(FoundSchema::Damaged(flaw)),
     };
@@ -105,6 +144,36 @@ pub(crate) fn read_schema(txn: &ReadTransaction) -> Result<FoundSchema, redb::Er
         Ok(0) | Err(_) => FoundSchema::Damaged(Flaw::Content),
         Ok(version) => FoundSchema::Version(version),
     })
+}
+
+/// Reads one value.
+pub(crate) fn get(txn: &ReadTransaction, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+    let open = match txn.open_table(table.definition()) {
+        Ok(open) => open,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    Ok(ReadableTable::get(&open, key)?.map(|value| value.value().to_vec()))
+}
+
+/// Reads what the database says of its journal: `None` if there is nothing in it.
+pub(crate) fn read_mark(txn: &ReadTransaction) -> Result<Result<Option<Mark>, Flaw>, redb::Error> {
+    let Some(value) = get(txn, Table::Meta, MARK_KEY)? else { return Ok(Ok(None)) };
+    let content = frame::unseal(Table::Meta, MARK_KEY, &value);
+    Ok(content.and_then(|content| Mark::from_bytes(content).ok_or(Flaw::Content)).map(Some))
+}
+
+/// Writes what the journal holds from now on: records after the mark, or nothing.
+pub(crate) fn write_mark(txn: &WriteTransaction, mark: Option<Mark>) -> Result<(), redb::Error> {
+    let mut table = txn.open_table(Table::Meta.definition())?;
+    match mark {
+        Some(mark) => {
+            let value = frame::seal(Table::Meta, MARK_KEY, &mark.to_bytes());
+            drop(table.insert(MARK_KEY, &value[..])?);
+        }
+        None => drop(table.remove(MARK_KEY)?),
+    }
+    Ok(())
 }
 
 /// Brings a file from schema version `from` (0: a new file) to [`SCHEMA`].
@@ -132,6 +201,17 @@ impl Loaded {
         DamageReport::of_values(&self.damaged)
     }
 
+    fn take(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        let taken = match table {
+            Table::Imports => self.import(key, value),
+            Table::Peers => self.peer(key, value),
+            _ => self.document(key, value),
+        };
+        if let Err(flaw) = taken {
+            self.damaged.push((table, key.to_vec(), flaw));
+        }
+    }
+
     fn import(&mut self, key: &[u8], value: &[u8]) -> Result<(), Flaw> {
         let (peer, wire_key) = split_import_key(key).ok_or(Flaw::Key)?;
         let peer = parse_peer(peer)?;
@@ -155,10 +235,13 @@ impl Loaded {
     }
 }
 
-/// Reads everything, leaving out what is damaged.
-pub(crate) fn load(txn: &ReadTransaction) -> Result<Loaded, redb::Error> {
+/// Reads everything, with a layer on top, leaving out what is damaged.
+pub(crate) fn load(txn: &ReadTransaction, layer: &Layer) -> Result<Loaded, redb::Error> {
     let mut loaded = Loaded::default();
     for table in [Table::Imports, Table::Peers, Table::Documents] {
+        for (key, value) in layer.values(table) {
+            loaded.take(table, key, value);
+        }
         let open = match txn.open_table(table.definition()) {
             Ok(open) => open,
             Err(TableError::TableDoesNotExist(_)) => continue,
@@ -166,14 +249,8 @@ pub(crate) fn load(txn: &ReadTransaction) -> Result<Loaded, redb::Error> {
         };
         for entry in ReadableTable::iter(&open)? {
             let (key, value) = entry?;
-            let (key, value) = (key.value(), value.value());
-            let taken = match table {
-                Table::Imports => loaded.import(key, value),
-                Table::Peers => loaded.peer(key, value),
-                _ => loaded.document(key, value),
-            };
-            if let Err(flaw) = taken {
-                loaded.damaged.push((table, key.to_vec(), flaw));
+            if layer.get(table, key.value()).is_none() {
+                loaded.take(table, key.value(), value.value());
             }
         }
     }

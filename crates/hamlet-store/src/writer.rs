@@ -1,156 +1,199 @@
-//! The one thread that writes: one transaction per batch, and what to do when one fails.
+//! The one place that commits: each batch is a record of the journal, and what to do when one fails.
+//! It has a thread of its own, or it works in the callers' calls ([`crate::Store::open_inline`]).
 //!
-//! It knows redb's ways, not records. Invariants: a request is answered `Ok` only after a sync that
-//! covers it; when a batch is answered with an error, nothing of it can be read, even if the disk
-//! took it after all; a failed sync is never trusted again ([`Gate::rewrite`]).
+//! It knows neither records nor bytes of the disk. Invariants: a request is answered `Ok` only
+//! after a sync that covers it; when a batch is answered with an error, nothing of it can be read,
+//! even if the disk took it after all; a segment is written again only when the database has what
+//! was in it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use hamlet_core::durable::CommitError;
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, Durability, ReadableTable, WriteTransaction};
+use redb::Database;
 
+use crate::base::Base;
 use crate::disk::Disk;
-use crate::gate::Gate;
 use crate::health::{Meter, StoreHealth};
-use crate::opening::{Failure, discard, guarded, open_database};
+use crate::journal::Journal;
+use crate::pending::{Leaving, Pending};
 use crate::queue::{Queue, Request, Write};
-use crate::tables::Table;
 
-/// What the store and its writer share.
+/// Most changed keys that wait for a checkpoint; with more, the journal goes on in its other
+/// segment, full or not.
+pub const CHECKPOINT_CHANGES_MAX: usize = 64 * 1024;
+
+/// What the store, its writer and its checkpoints share.
 pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) cache_bytes: usize,
-    /// `None` after a failed batch until the file could be opened again, and after closing.
+    /// `None` after a failed transaction until the file could be opened again, and after closing.
     pub(crate) database: RwLock<Option<Database>>,
+    pub(crate) pending: Pending,
     pub(crate) health: Mutex<StoreHealth>,
-}
-
-/// What a key held before a batch.
-struct Before {
-    table: Table,
-    key: Vec<u8>,
-    value: Option<Vec<u8>>,
-}
-
-/// What is to be done before the file may be used again.
-struct Broken {
-    undo: Vec<Before>,
-    rewrite: bool,
 }
 
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    gate: Gate,
-    broken: Option<Broken>,
+    journal: Journal,
+    base: Arc<Mutex<Base>>,
+    /// Makes the checkpoints; without it they are made in the writer's own calls.
+    checkpoints: Option<JoinHandle<()>>,
+    /// Whether a failed batch may still be in the database.
+    undo_due: bool,
 }
 
 /// However the thread ends, nobody waits for it in vain.
 impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.queue.abandon();
+        self.shared.pending.stop();
     }
 }
 
+/// Writes down what is due. What fails stays due.
+fn checkpoint(shared: &Shared, base: &Mutex<Base>) -> Result<(), String> {
+    let Some(frozen) = shared.pending.frozen() else { return Ok(()) };
+    let outcome = base.lock().checkpoint(&frozen.layer, Some(frozen.mark));
+    drop(frozen);
+    let failing = shared.pending.figures().1.is_some();
+    match &outcome {
+        Err(error) if !failing => tracing::error!(%error, "checkpoints of the store fail"),
+        Ok(()) if failing => tracing::info!("checkpoints of the store succeed again"),
+        _ => {}
+    }
+    shared.pending.settle(outcome.clone());
+    outcome
+}
+
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, gate: Gate) -> Writer {
-        Writer { shared, gate, broken: None }
+    /// A writer that also makes the checkpoints.
+    pub(crate) fn new(shared: Arc<Shared>, base: Base, journal: Journal) -> Writer {
+        Writer { shared, journal, base: Arc::new(Mutex::new(base)), checkpoints: None, undo_due: false }
+    }
+
+    /// Leaves the checkpoints to a thread of their own from now on.
+    pub(crate) fn start_checkpoints(&mut self) -> std::io::Result<()> {
+        let (shared, base) = (self.shared.clone(), self.base.clone());
+        let thread = std::thread::Builder::new().name("store-checkpoint".to_owned());
+        let work = move || {
+            let _leaving = Leaving(&shared.pending);
+            while shared.pending.await_due() {
+                // It is in the health, and it is tried again.
+                let _ = checkpoint(&shared, &base);
+            }
+        };
+        self.checkpoints = Some(thread.spawn(work)?);
+        Ok(())
     }
 
     /// Serves the queue until it is closed and empty, then closes the file.
     pub(crate) fn run(mut self) -> Result<(), CommitError> {
         while let Some(batch) = self.shared.queue.next_batch() {
-            let outcome = self.commit(&batch).map_err(|message| CommitError { message });
-            self.account(&batch, &outcome);
-            for request in batch {
-                request.answer(outcome.clone());
-            }
+            self.serve(batch);
         }
-        self.finish().map_err(|message| CommitError { message })
+        self.finish()
+    }
+
+    /// Makes one batch durable and answers its requests.
+    pub(crate) fn serve(&mut self, mut batch: Vec<Request>) {
+        let records = batch.iter().map(|r| r.writes.len() as u64).sum();
+        let outcome = self.commit(&mut batch).map_err(|message| CommitError { message });
+        self.account(&batch, records, &outcome);
+        for request in batch {
+            request.answer(outcome.clone());
+        }
     }
 
     /// One batch, all or nothing.
-    fn commit(&mut self, batch: &[Request]) -> Result<(), String> {
-        self.recover()?;
-        let mut undo = Vec::new();
-        let outcome = {
-            let database = self.shared.database.read();
-            let Some(database) = &*database else { return Err("the file is not open".to_owned()) };
-            guarded(|| {
-                let mut txn = database.begin_write()?;
-                txn.set_durability(Durability::Immediate)?;
-                write_all(&txn, batch, &mut undo)?;
-                Ok(txn.commit()?)
-            })
-        };
-        let Err(failure) = outcome else { return Ok(()) };
-        let message = self.describe(&failure);
-        self.broken = Some(Broken { undo, rewrite: false });
-        // At once, so that nobody reads what this batch may have left in the file.
-        let recovered = self.recover();
-        match recovered {
-            Ok(()) => Err(message),
-            Err(still) if still == message => Err(message),
-            Err(still) => Err(format!("{message}; and then: {still}")),
+    fn commit(&mut self, batch: &mut [Request]) -> Result<(), String> {
+        self.heal()?;
+        if !self.journal.takes(writes(batch)) {
+            return self.commit_below(batch);
+        }
+        let full = self.shared.pending.active_len() >= CHECKPOINT_CHANGES_MAX;
+        if full || !self.journal.has_room(writes(batch)) {
+            self.turn()?;
+        }
+        if let Err(error) = self.journal.append(writes(batch)) {
+            let message = error.to_string();
+            // At once, so that nothing of it comes back if the process ends now.
+            return Err(match self.journal.repair(&*self.shared.disk) {
+                Err(still) if still.to_string() != message => format!("{message}; and then: {still}"),
+                _ => message,
+            });
+        }
+        let made = batch.iter_mut().flat_map(|request| std::mem::take(&mut request.writes));
+        self.shared.pending.apply(made);
+        Ok(())
+    }
+
+    /// Takes back what a failed batch left, in the journal or in the database.
+    fn heal(&mut self) -> Result<(), String> {
+        self.journal.repair(&*self.shared.disk).map_err(|e| e.to_string())?;
+        if self.undo_due {
+            self.base.lock().recover()?;
+            self.undo_due = false;
+        }
+        Ok(())
+    }
+
+    /// A batch too large for the journal: straight into the database, behind all that came before.
+    fn commit_below(&mut self, batch: &[Request]) -> Result<(), String> {
+        if !self.journal.at_start() {
+            self.turn()?;
+        }
+        self.settle()?;
+        let writes: Vec<_> = writes(batch).collect();
+        let mut base = self.base.lock();
+        let outcome = base.commit(&writes);
+        self.undo_due = base.has_undo();
+        outcome
+    }
+
+    /// Goes on in the other segment of the journal, as soon as the database has what is in it.
+    fn turn(&mut self) -> Result<(), String> {
+        self.settle()?;
+        self.shared.pending.freeze(self.journal.mark());
+        self.journal.switch();
+        if self.checkpoints.is_none() {
+            // If it fails, it is tried again when the segment is needed.
+            let _ = checkpoint(&self.shared, &self.base);
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is left to be written down but the growing layer.
+    fn settle(&mut self) -> Result<(), String> {
+        match &self.checkpoints {
+            Some(_) => self.shared.pending.wait(),
+            None => checkpoint(&self.shared, &self.base),
         }
     }
 
-    /// After a failed batch: opens the file anew and takes back what the batch left in it.
-    fn recover(&mut self) -> Result<(), String> {
-        let Some(mut broken) = self.broken.take() else { return Ok(()) };
-        if let Some(database) = self.shared.database.write().take() {
-            discard(database);
+    /// Writes all down, so that nothing needs the journal any more, and closes the file.
+    pub(crate) fn finish(mut self) -> Result<(), CommitError> {
+        // A record that failed is of no account if all others are written down; if not, this is
+        // the last chance to take it back.
+        let _ = self.heal();
+        let settled = self.settle();
+        self.shared.pending.stop();
+        if let Some(thread) = self.checkpoints.take() {
+            let _ = thread.join();
         }
-        broken.rewrite |= self.gate.sync_failed();
-        match self.reopen(&broken) {
-            Ok(database) => {
-                *self.shared.database.write() = Some(database);
-                Ok(())
-            }
-            Err(message) => {
-                broken.rewrite |= self.gate.sync_failed();
-                self.broken = Some(broken);
-                Err(message)
-            }
-        }
+        let mut base = self.base.lock();
+        let layer = self.shared.pending.take_active();
+        let written = settled.and_then(|()| base.checkpoint(&layer, None));
+        let closed = base.close();
+        let outcome = written.and(closed);
+        drop(base);
+        outcome.map_err(|message| CommitError { message })
     }
 
-    fn reopen(&mut self, broken: &Broken) -> Result<Database, String> {
-        let bytes = self.shared.disk.open().map_err(|e| e.to_string())?;
-        let bytes = bytes.ok_or_else(|| "the file is gone; restart the agent".to_owned())?;
-        self.gate = Gate::open(bytes, self.shared.meter.clone());
-        if broken.rewrite {
-            self.gate.rewrite().map_err(|e| e.to_string())?;
-        }
-        let database = guarded(|| open_database(&self.gate, self.shared.cache_bytes));
-        let database = database.map_err(|failure| self.describe(&failure))?;
-        match guarded(|| undo(&database, &broken.undo)) {
-            Ok(()) => Ok(database),
-            Err(failure) => {
-                discard(database);
-                Err(self.describe(&failure))
-            }
-        }
-    }
-
-    /// The disk's own words if it failed, else the database's.
-    fn describe(&self, failure: &Failure) -> String {
-        self.gate.fault().map_or_else(|| failure.to_string(), |(_, text)| text)
-    }
-
-    fn finish(mut self) -> Result<(), String> {
-        let recovered = self.recover();
-        let database = self.shared.database.write().take();
-        if let Some(database) = database {
-            guarded(|| Ok(database.close()?)).map_err(|failure| self.describe(&failure))?;
-        }
-        recovered
-    }
-
-    fn account(&self, batch: &[Request], outcome: &Result<(), CommitError>) {
+    fn account(&self, batch: &[Request], records: u64, outcome: &Result<(), CommitError>) {
         let requests = batch.len() as u64;
         let mut health = self.shared.health.lock();
         let was_failing = health.error.is_some();
@@ -159,7 +202,7 @@ impl Writer {
             Ok(()) => {
                 health.commits += requests;
                 health.batches += 1;
-                health.records += batch.iter().map(|r| r.writes.len() as u64).sum::<u64>();
+                health.records += records;
                 health.bytes += batch.iter().map(|r| r.bytes as u64).sum::<u64>();
             }
             Err(error) => {
@@ -177,84 +220,7 @@ impl Writer {
     }
 }
 
-type OpenTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
-
-/// The tables a transaction has touched so far.
-struct Tables<'t> {
-    txn: &'t WriteTransaction,
-    open: BTreeMap<Table, OpenTable<'t>>,
-}
-
-impl<'t> Tables<'t> {
-    fn of(txn: &'t WriteTransaction) -> Tables<'t> {
-        Tables { txn, open: BTreeMap::new() }
-    }
-
-    fn get(&mut self, table: Table) -> Result<&mut OpenTable<'t>, redb::Error> {
-        use std::collections::btree_map::Entry;
-        match self.open.entry(table) {
-            Entry::Occupied(open) => Ok(open.into_mut()),
-            Entry::Vacant(place) => Ok(place.insert(self.txn.open_table(table.definition())?)),
-        }
-    }
-}
-
-/// Makes all changes of a batch, in order, noting what was there before.
-fn write_all(txn: &WriteTransaction, batch: &[Request], undo: &mut Vec<Before>) -> Result<(), redb::Error> {
-    let mut tables = Tables::of(txn);
-    for write in batch.iter().flat_map(|request| &request.writes) {
-        match write {
-            Write::Put { table, key, value } => {
-                let old = tables.get(*table)?.insert(&key[..], &value[..])?;
-                let value = old.map(|old| old.value().to_vec());
-                undo.push(Before { table: *table, key: key.clone(), value });
-            }
-            Write::Remove { table, key } => {
-                let old = tables.get(*table)?.remove(&key[..])?;
-                if let Some(old) = old {
-                    let value = Some(old.value().to_vec());
-                    undo.push(Before { table: *table, key: key.clone(), value });
-                }
-            }
-            Write::RemoveRange { table, from, to } => {
-                let open = tables.get(*table)?;
-                let mut found = Vec::new();
-                for entry in open.range::<&[u8]>(&from[..]..&to[..])? {
-                    let (key, value) = entry?;
-                    found.push((key.value().to_vec(), value.value().to_vec()));
-                }
-                for (key, value) in found {
-                    open.remove(&key[..])?;
-                    undo.push(Before { table: *table, key, value: Some(value) });
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Puts back what was there before a batch, if any of it got into the file.
-fn undo(database: &Database, before: &[Before]) -> Result<(), redb::Error> {
-    // A key may have been touched several times; its first state counts.
-    let mut first: BTreeMap<(Table, &[u8]), Option<&[u8]>> = BTreeMap::new();
-    for entry in before {
-        first.entry((entry.table, &entry.key)).or_insert(entry.value.as_deref());
-    }
-    let txn = database.begin_write()?;
-    let mut changed = false;
-    let mut tables = Tables::of(&txn);
-    for ((table, key), value) in first {
-        let open = tables.get(table)?;
-        let present = open.get(key)?.map(|present| present.value().to_vec());
-        if present.as_deref() == value {
-            continue;
-        }
-        changed = true;
-        match value {
-            Some(value) => drop(open.insert(key, value)?),
-            None => drop(open.remove(key)?),
-        }
-    }
-    drop(tables);
-    if changed { Ok(txn.commit()?) } else { Ok(txn.abort()?) }
+/// All changes of a batch, in order.
+fn writes(batch: &[Request]) -> impl Iterator<Item = &Write> {
+    batch.iter().flat_map(|request| &request.writes)
 }

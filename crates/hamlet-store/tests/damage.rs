@@ -5,15 +5,20 @@ mod common;
 
 use std::sync::OnceLock;
 
-use common::{Draw, SimDisk, peer, put, record, wait};
+use common::{Draw, Image, SimDisk, peer, put, record, wait};
 use hamlet_core::durable::{ImportStore, PeerState};
-use hamlet_store::{CheckState, FILE_NAME, Opened, Store, StoreOptions};
+use hamlet_store::{CheckState, DamageReport, FILE_NAME, Opened, Store, StoreOptions};
 
 const RECORDS: u64 = 120;
 const SEED: u64 = 20_261_123;
 
+/// Each of the commits below fits into the journal, three of them into a segment.
+fn options() -> StoreOptions {
+    StoreOptions { journal_segment_bytes: 40 * 1024, ..StoreOptions::default() }
+}
+
 fn fill(disk: &SimDisk) -> std::sync::Arc<Store> {
-    let store = disk.open_store().store;
+    let store = disk.try_open(options()).unwrap().store;
     for part in 0..4 {
         let from = part * RECORDS / 4;
         let changes = (from..from + RECORDS / 4).map(|n| put("acme", format!("k{n}"), n)).collect();
@@ -25,8 +30,8 @@ fn fill(disk: &SimDisk) -> std::sync::Arc<Store> {
 }
 
 /// The bytes of a store that was closed, and of one that was not.
-fn images() -> &'static [Vec<u8>; 2] {
-    static IMAGES: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+fn images() -> &'static [Image; 2] {
+    static IMAGES: OnceLock<[Image; 2]> = OnceLock::new();
     IMAGES.get_or_init(|| {
         let disk = SimDisk::default();
         let store = fill(&disk);
@@ -37,18 +42,18 @@ fn images() -> &'static [Vec<u8>; 2] {
 }
 
 /// Opens damaged bytes; returns how many records are there. Each must be as it was written.
-fn survive(bytes: Vec<u8>, what: &str) -> usize {
-    let disk = SimDisk::with_bytes(bytes);
-    let options = StoreOptions::default();
-    let opened = Store::open_with_backend(std::sync::Arc::new(disk.clone()), options);
+fn survive(image: Image, what: &str) -> usize {
+    let disk = SimDisk::with_image(image);
+    let opened = disk.try_open(options());
     let opened = opened.unwrap_or_else(|e| panic!("{what}: {e}"));
     let count = exact(&opened, what);
     let Opened { store, damage, .. } = opened;
     if let Some(document) = store.get_document("doc").unwrap_or_else(|e| panic!("{what}: {e}")) {
         assert_eq!(document, vec![7; 300], "{what}");
     }
-    let aside = damage.as_ref().is_some_and(|damage| damage.file.is_some());
-    assert_eq!(disk.set_aside_count(), u64::from(aside), "{what}");
+    let aside = |of: fn(&DamageReport) -> bool| u64::from(damage.as_ref().is_some_and(of));
+    let aside = (aside(|damage| damage.file.is_some()), aside(|damage| damage.journal.is_some()));
+    assert_eq!(disk.set_aside_count(), aside, "{what}");
     // Whatever was found, the store works now.
     wait(store.commit(vec![put("acme", "k0", 0)])).unwrap_or_else(|e| panic!("{what}: {e}"));
     drop(store);
@@ -88,11 +93,12 @@ fn a_flipped_bit_anywhere_is_harmless_or_found() {
         // The header decides most, so it gets more than its share.
         let in_header = (0..60).map(|_| (draw.below(512), draw.below(8)));
         let flips: Vec<_> = in_header.collect();
-        let anywhere: Vec<_> = (0..200).map(|_| (draw.below(image.len() as u64), draw.below(8))).collect();
+        let anywhere: Vec<_> =
+            (0..200).map(|_| (draw.below(image.file.len() as u64), draw.below(8))).collect();
         for (offset, bit) in flips.into_iter().chain(anywhere) {
-            let mut bytes = image.clone();
-            bytes[offset as usize] ^= 1 << bit;
-            match survive(bytes, &format!("image {which}, bit {bit} at {offset}")) as u64 {
+            let mut image = image.clone();
+            image.file[offset as usize] ^= 1 << bit;
+            match survive(image, &format!("image {which}, bit {bit} at {offset}")) as u64 {
                 0 => empty += 1,
                 RECORDS => whole += 1,
                 _ => {}
@@ -107,15 +113,15 @@ fn a_flipped_bit_anywhere_is_harmless_or_found() {
 fn a_file_cut_or_extended_at_any_length_is_read_or_set_aside() {
     let mut draw = Draw(SEED);
     for (which, image) in images().iter().enumerate() {
-        let len = image.len() as u64;
+        let len = image.file.len() as u64;
         let mut lengths =
             vec![0, 1, 8, 9, 63, 64, 319, 320, 511, 512, 4095, 4096, 4097, len - 4096, len - 1, len + 1];
         lengths.extend((0..40).map(|_| draw.below(len)));
         lengths.extend([len + 4096, 2 * len]);
         for length in lengths {
-            let mut bytes = image.clone();
-            bytes.resize(length as usize, 0);
-            survive(bytes, &format!("image {which}, length {length}"));
+            let mut image = image.clone();
+            image.file.resize(length as usize, 0);
+            survive(image, &format!("image {which}, length {length}"));
         }
     }
 }
@@ -124,8 +130,8 @@ fn a_file_cut_or_extended_at_any_length_is_read_or_set_aside() {
 fn garbage_and_lost_pages_are_read_or_set_aside() {
     let mut draw = Draw(SEED);
     for round in 0..40 {
-        let image = &images()[round % 2];
-        let mut bytes = image.clone();
+        let mut image = images()[round % 2].clone();
+        let bytes = &mut image.file;
         let page = draw.below(bytes.len() as u64 / 4096) as usize * 4096;
         match round % 4 {
             0 => bytes[page..page + 4096].fill(0),
@@ -137,8 +143,97 @@ fn garbage_and_lost_pages_are_read_or_set_aside() {
             // Garbage behind a right magic number.
             _ => bytes[16..].iter_mut().for_each(|b| *b = draw.next() as u8),
         }
-        survive(bytes, &format!("round {round}"));
+        survive(image, &format!("round {round}"));
     }
+}
+
+/// Opens a store that was not closed with a journal made from its own; returns how many records
+/// are there, and whether the journal was found damaged. They are those of the first commits.
+fn survive_journal(journal: Vec<u8>, what: &str) -> (u64, bool) {
+    let image = Image { journal, ..images()[1].clone() };
+    let disk = SimDisk::with_image(image.clone());
+    let opened = disk.try_open(options()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let damage = opened.damage.as_ref();
+    assert!(damage.is_none_or(|damage| damage.file.is_none() && damage.values_total == 0), "{what}");
+    let damaged = damage.is_some_and(|damage| damage.journal.is_some());
+    let none = Default::default();
+    let records = opened.peers.get(&peer("acme")).map_or(&none, |loaded| &loaded.records);
+    let count = records.len() as u64;
+    assert!(count.is_multiple_of(RECORDS / 4), "{what}: {count}");
+    assert!((0..count).all(|n| records.contains_key(&format!("k{n}"))), "{what}: {count}");
+    drop(opened);
+    assert_eq!(survive(image, what) as u64, count, "{what}");
+    (count, damaged)
+}
+
+#[test]
+fn a_flipped_bit_in_the_journal_is_harmless_or_what_came_before_it_is_kept() {
+    let mut draw = Draw(SEED);
+    let journal = &images()[1].journal;
+    let (mut whole, mut reported, mut torn) = (0, 0, 0);
+    // Heads of records are at the starts of sectors; they get more than their share.
+    let heads = (0..journal.len() as u64 / 512).map(|sector| sector * 512 + draw.below(40));
+    let heads: Vec<_> = heads.filter(|at| journal[*at as usize - (at % 512) as usize] == b'H').collect();
+    let anywhere: Vec<_> = (0..200).map(|_| draw.below(journal.len() as u64)).collect();
+    for offset in [heads.clone(), heads, anywhere].concat() {
+        let mut journal = journal.clone();
+        let bit = draw.below(8);
+        journal[offset as usize] ^= 1 << bit;
+        match survive_journal(journal, &format!("bit {bit} at {offset}")) {
+            (RECORDS, false) => whole += 1,
+            (_, true) => reported += 1,
+            // The last record is like one that was torn before it was acknowledged.
+            (..) => torn += 1,
+        }
+    }
+    assert!(whole > 20 && reported > 20, "{whole} whole, {reported} reported, {torn} taken as torn");
+}
+
+#[test]
+fn a_journal_cut_lost_or_full_of_garbage_is_reported_and_what_came_before_is_kept() {
+    let mut draw = Draw(SEED);
+    let journal = &images()[1].journal;
+    let len = journal.len() as u64;
+    for length in
+        [0, 1, 39, 40, 511, 512, 513, len / 2, len - 1].into_iter().chain((0..20).map(|_| draw.below(len)))
+    {
+        let cut = journal[..length as usize].to_vec();
+        let (_, damaged) = survive_journal(cut, &format!("length {length}"));
+        assert!(damaged, "length {length}");
+    }
+    // Its neighbour: longer is not damaged.
+    let longer = [&journal[..], &[0; 4096]].concat();
+    assert_eq!(survive_journal(longer, "longer"), (RECORDS, false));
+    for round in 0..40 {
+        let mut journal = journal.clone();
+        let sector = draw.below(len / 512) as usize * 512;
+        match round % 3 {
+            0 => journal[sector..sector + 512].fill(0),
+            1 => journal[sector..sector + 512].iter_mut().for_each(|b| *b = draw.next() as u8),
+            _ => {
+                let other = draw.below(len / 512) as usize * 512;
+                journal.copy_within(other..other + 512, sector);
+            }
+        }
+        survive_journal(journal, &format!("round {round}"));
+    }
+    let garbage: Vec<u8> = (0..len).map(|_| draw.next() as u8).collect();
+    survive_journal(garbage, "garbage");
+}
+
+#[test]
+fn the_journal_of_another_store_or_of_an_earlier_time_is_never_read() {
+    let [closed, open] = images();
+    let stale = Image { file: closed.file.clone(), journal: open.journal.clone() };
+    assert_eq!(survive(stale, "closed, with its journal as it was before"), RECORDS as usize);
+    let other = SimDisk::default();
+    let store = other.try_open(options()).unwrap().store;
+    wait(store.commit(vec![put("acme", "foreign", 1)])).unwrap();
+    // Its records have the same numbers, but not the same epoch.
+    let mixed = SimDisk::with_image(Image { file: open.file.clone(), journal: other.seen().journal });
+    let opened = mixed.try_open(options()).unwrap();
+    let records = opened.peers.get(&peer("acme")).map(|loaded| loaded.records.clone()).unwrap_or_default();
+    assert!(!records.contains_key("foreign"));
 }
 
 #[test]

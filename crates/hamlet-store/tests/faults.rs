@@ -6,21 +6,28 @@ mod common;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use common::{SimDisk, peer, put, record, wait, wait_all};
+use common::{SimDisk, peer, put, record, small, wait, wait_all};
+use futures::FutureExt;
 use hamlet_core::durable::ImportStore;
-use hamlet_store::{OpenError, Opened, Store, StoreOptions};
+use hamlet_store::{Disk, OpenError, Opened, Store, StoreOptions};
 
-const COMMITS: u64 = 10;
+const COMMITS: u64 = 24;
 const RECORDS: u64 = 3;
 
 /// Commits `COMMITS` batches, each with records of its own and a version of one shared key; returns
-/// which were acknowledged.
-fn work(disk: &SimDisk) -> Vec<bool> {
-    let opened = Store::open_with_backend(Arc::new(disk.clone()), StoreOptions::default());
+/// which were acknowledged. The journal is full several times over it, and some batches are too
+/// large for it.
+fn work(disk: &SimDisk, open: OpenStore) -> Vec<bool> {
+    let opened = open(Arc::new(disk.clone()), small());
     let Ok(Opened { store, .. }) = opened else { return vec![false; COMMITS as usize] };
     let commit = |n: u64| {
         let own = (0..RECORDS).map(|m| put("acme", format!("c{n}r{m}"), n * RECORDS + m));
-        store.commit(own.chain([put("acme", "shared", n)]).collect())
+        let large = is_large(&n).then(|| put("acme", "large", n)).into_iter().map(|mut change| {
+            let record = change.record.as_mut().unwrap();
+            record.in_force = Some(vec![1; 6000].into());
+            change
+        });
+        store.commit(own.chain([put("acme", "shared", n)]).chain(large).collect())
     };
     let mut acknowledged: Vec<bool> = (0..COMMITS / 2).map(|n| wait(commit(n)).is_ok()).collect();
     let rest = wait_all((COMMITS / 2..COMMITS).map(commit).collect());
@@ -28,24 +35,41 @@ fn work(disk: &SimDisk) -> Vec<bool> {
     acknowledged
 }
 
+fn is_large(n: &u64) -> bool {
+    n % 9 == 4
+}
+
+type OpenStore = fn(Arc<dyn Disk>, StoreOptions) -> Result<Opened, OpenError>;
+
+const WAYS: [OpenStore; 2] = [Store::open_with_backend, Store::open_inline];
+
 #[test]
 fn after_a_loss_of_power_at_any_moment_all_that_was_acknowledged_is_there_and_nothing_is_there_by_half() {
-    let whole = SimDisk::default();
-    assert!(work(&whole).iter().all(|ok| *ok));
-    let operations = whole.operations();
-    let (mut acknowledged_total, mut cut_total) = (0, 0);
-    for at in 1..=operations {
-        let disk = SimDisk::default();
-        disk.faults(|faults| faults.power_fails_at = Some(at));
-        let acknowledged = work(&disk);
-        acknowledged_total += acknowledged.iter().filter(|ok| **ok).count();
-        cut_total += 1;
-        for seed in [at * 5, at * 5 + 1, at * 5 + 2 + at % 3] {
-            survived(&disk.after_power_cut(seed), &acknowledged, &format!("cut at {at}, seed {seed}"));
+    for open in WAYS {
+        let whole = SimDisk::default();
+        assert!(work(&whole, open).iter().all(|ok| *ok));
+        let operations = whole.operations();
+        let (mut acknowledged_total, mut cut_total) = (0, 0);
+        for at in 1..=operations {
+            let disk = SimDisk::default();
+            disk.faults(|faults| faults.power_fails_at = Some(at));
+            let acknowledged = work(&disk, open);
+            acknowledged_total += acknowledged.iter().filter(|ok| **ok).count();
+            cut_total += 1;
+            for seed in [at * 5, at * 5 + 1, at * 5 + 2 + at % 3] {
+                let what = format!("cut at {at}, seed {seed}");
+                let after = disk.after_power_cut(seed);
+                // Power may fail again while what is left is being read.
+                let again = SimDisk::with_image(after.seen());
+                again.faults(|faults| faults.power_fails_at = Some(1 + seed % 12));
+                let _ = again.try_open(small());
+                survived(&after, &acknowledged, &what);
+                survived(&again.after_power_cut(seed), &acknowledged, &format!("{what}, and again"));
+            }
         }
+        // The cuts really fell between the commits, not before or after all of them.
+        assert!(acknowledged_total > cut_total && acknowledged_total < cut_total * COMMITS as usize);
     }
-    // The cuts really fell between the commits, not before or after all of them.
-    assert!(acknowledged_total > cut_total && acknowledged_total < cut_total * COMMITS as usize);
 }
 
 fn survived(disk: &SimDisk, acknowledged: &[bool], what: &str) {
@@ -70,48 +94,52 @@ fn survived(disk: &SimDisk, acknowledged: &[bool], what: &str) {
 
 #[test]
 fn after_one_passing_fault_at_any_moment_exactly_what_was_acknowledged_is_there() {
-    let whole = SimDisk::default();
-    assert!(work(&whole).iter().all(|ok| *ok));
-    let mut failed_total = 0;
-    for at in 1..=whole.operations() {
-        let disk = SimDisk::default();
-        disk.faults(|faults| faults.fails_at = Some(at));
-        let acknowledged = work(&disk);
-        failed_total += acknowledged.iter().filter(|ok| !**ok).count();
-        // How many operations there are depends on how commits met in batches, so it may be ahead.
-        disk.faults(|faults| faults.fails_at = None);
-        // The store was closed, so nothing depends on what the disk kept of unsynced writes, unless
-        // closing met the fault; what was answered is there in any case.
-        for view in [disk.after_power_cut(0), disk.after_power_cut(1), disk.clone()] {
-            survived(&view, &acknowledged, &format!("fault at {at}"));
-            let records = view.open_store().peers.remove(&peer("acme")).unwrap_or_default().records;
-            let commits = acknowledged.iter().filter(|ok| **ok).count() as u64;
-            let shared = u64::from(commits > 0);
-            assert_eq!(
-                records.len() as u64,
-                commits * RECORDS + shared,
-                "fault at {at}: a failed commit shows"
-            );
+    for open in WAYS {
+        let whole = SimDisk::default();
+        assert!(work(&whole, open).iter().all(|ok| *ok));
+        let mut failed_total = 0;
+        for at in 1..=whole.operations() {
+            let disk = SimDisk::default();
+            disk.faults(|faults| faults.fails_at = Some(at));
+            let acknowledged = work(&disk, open);
+            failed_total += acknowledged.iter().filter(|ok| !**ok).count();
+            // How many operations there are depends on how commits met in batches, so it may be ahead.
+            disk.faults(|faults| faults.fails_at = None);
+            // The store was closed, so nothing depends on what the disk kept of unsynced writes, unless
+            // closing met the fault; what was answered is there in any case.
+            for view in [disk.after_power_cut(0), disk.after_power_cut(1), disk.clone()] {
+                survived(&view, &acknowledged, &format!("fault at {at}"));
+                let records = view.open_store().peers.remove(&peer("acme")).unwrap_or_default().records;
+                let of = |n: &u64| acknowledged[*n as usize];
+                let commits = (0..COMMITS).filter(of).count() as u64;
+                let shared =
+                    u64::from(commits > 0) + u64::from((0..COMMITS).filter(is_large).any(|n| of(&n)));
+                assert_eq!(
+                    records.len() as u64,
+                    commits * RECORDS + shared,
+                    "fault at {at}: a failed commit shows"
+                );
+            }
         }
+        assert!(failed_total > 0);
     }
-    assert!(failed_total > 0);
 }
 
 #[test]
 fn a_passing_fault_while_opening_costs_no_record() {
     let filled = SimDisk::default();
-    assert!(work(&filled).iter().all(|ok| *ok));
+    assert!(work(&filled, Store::open_inline).iter().all(|ok| *ok));
     let acknowledged = [true; COMMITS as usize];
     // A file that was closed, and one as a crash leaves it.
     let crashed = SimDisk::default();
     let opened = crashed.open_store();
     wait(opened.store.commit(vec![put("acme", "k", 1)])).unwrap();
-    for (bytes, closed) in [(filled.seen(), true), (crashed.seen(), false)] {
+    for (image, closed) in [(filled.seen(), true), (crashed.seen(), false)] {
         let mut refused = 0;
         for at in 1.. {
-            let disk = SimDisk::with_bytes(bytes.clone());
+            let disk = SimDisk::with_image(image.clone());
             disk.faults(|faults| faults.fails_at = Some(at));
-            let opened = Store::open_with_backend(Arc::new(disk.clone()), StoreOptions::default());
+            let opened = disk.try_open(small());
             refused += u64::from(opened.is_err());
             drop(opened);
             let untouched = disk.operations() < at;
@@ -126,7 +154,7 @@ fn a_passing_fault_while_opening_costs_no_record() {
                         "fault at {at}"
                     );
                 }
-                assert_eq!(view.set_aside_count(), 0, "fault at {at}");
+                assert_eq!(view.set_aside_count(), (0, 0), "fault at {at}");
             }
             if untouched {
                 break;
@@ -137,23 +165,81 @@ fn a_passing_fault_while_opening_costs_no_record() {
 }
 
 #[test]
-fn a_page_that_a_failed_sync_dropped_is_written_again() {
+fn a_page_that_a_failed_sync_of_a_checkpoint_dropped_is_written_again_and_no_commit_fails() {
     let disk = SimDisk::default();
-    let store = disk.open_store().store;
+    let options = StoreOptions { journal_segment_bytes: 1024 * 1024, ..StoreOptions::default() };
+    let store = Store::open_inline(Arc::new(disk.clone()), options).unwrap().store;
     let all = || (0..500).map(|n| put("acme", format!("k{n:03}"), n)).collect::<Vec<_>>();
+    let commit = |changes| store.commit(changes).now_or_never().unwrap();
+    let turn = |rounds| (0..rounds).for_each(|_| commit(all()).unwrap());
     // Several times, so that the file needs not grow (and sync for it) when it matters.
-    (0..5).for_each(|_| wait(store.commit(all())).unwrap());
-    disk.faults(|faults| faults.sync = Some(ErrorKind::Other));
-    // The same records again: there is nothing to take back, but their pages are new ones.
-    assert!(wait(store.commit(all())).is_err());
+    let rounds = 10;
+    turn(5 * rounds);
+    let before = store.health();
+    assert!(before.checkpoints > 3, "{before:?}");
+    disk.faults(|faults| (faults.sync, faults.spare_journal) = (Some(ErrorKind::Other), true));
+    let mut made = 0;
+    while store.health().error.is_none() {
+        commit(all()).unwrap();
+        made += 1;
+        assert!(made < rounds, "no checkpoint was tried");
+    }
     assert!(disk.lost_pages() > 10, "{}", disk.lost_pages());
     disk.faults(|faults| faults.sync = None);
-    wait(store.commit(vec![put("acme", "k000", 1000)])).unwrap();
+    turn(rounds);
+    assert_eq!(store.health().error, None);
+    commit(vec![put("acme", "k000", 1000)]).unwrap();
     let after = disk.after_power_cut(0).open_store();
     assert_eq!(after.damage, None);
     let records = &after.peers[&peer("acme")].records;
     assert_eq!((records.len(), &records["k000"]), (500, &record(1000)));
     assert!((1..500).all(|n| records[&format!("k{n:03}")] == record(n)));
+}
+
+#[test]
+fn while_checkpoints_fail_commits_go_on_until_the_journal_is_full_and_again_when_the_disk_heals() {
+    for open in WAYS {
+        let disk = SimDisk::default();
+        let store = open(Arc::new(disk.clone()), small()).unwrap().store;
+        disk.faults(|faults| (faults.write, faults.spare_journal) = (Some(ErrorKind::StorageFull), true));
+        let commit = |n: u64| wait(store.commit(vec![put("acme", format!("k{n}"), n)]));
+        let kept = (0..200).find(|n| commit(*n).is_err()).unwrap();
+        // Both segments were used, and nothing more is taken.
+        assert!(kept > 16, "{kept}");
+        let error = commit(1000).unwrap_err().to_string();
+        assert!(error.contains("free space"), "{error}");
+        assert!(store.health().error.is_some() && store.health().pending >= kept as usize);
+        // What was taken survives, now and later.
+        let cut = disk.after_power_cut(0);
+        disk.faults(|faults| faults.write = None);
+        (kept..kept + 40).for_each(|n| commit(n).unwrap());
+        assert_eq!(store.health().error, None);
+        store.close().unwrap();
+        for (view, count) in [(cut, kept), (disk, kept + 40)] {
+            let opened = view.open_store();
+            assert_eq!(opened.damage, None);
+            let records = &opened.peers[&peer("acme")].records;
+            assert_eq!(records.len() as u64, count);
+            assert!((0..count).all(|n| records[&format!("k{n}")] == record(n)));
+        }
+    }
+}
+
+#[test]
+fn what_could_not_be_written_down_at_the_end_is_there_at_the_next_start() {
+    let disk = SimDisk::default();
+    let store = disk.open_store().store;
+    wait(store.commit(vec![put("acme", "k", 1)])).unwrap();
+    wait(store.put_document("d", vec![1])).unwrap();
+    disk.faults(|faults| (faults.write, faults.spare_journal) = (Some(ErrorKind::StorageFull), true));
+    assert!(store.close().is_err());
+    drop(store);
+    // A start that can't write it down either changes nothing.
+    assert!(matches!(disk.try_open(small()), Err(OpenError::Io { .. })));
+    disk.faults(|faults| faults.write = None);
+    let opened = disk.open_store();
+    assert_eq!((&opened.peers[&peer("acme")].records["k"], opened.damage), (&record(1), None));
+    assert_eq!(opened.store.get_document("d").unwrap(), Some(vec![1]));
 }
 
 #[test]
@@ -185,7 +271,7 @@ fn a_failing_disk_fails_the_batch_only_and_the_store_goes_on_when_it_heals() {
         assert_eq!(store.get_document("doc").unwrap(), Some(vec![1]), "{name}");
         let health = store.health();
         assert!(health.error.is_none() && health.last_error.is_some(), "{name}: {health:?}");
-        let seen = SimDisk::with_bytes(disk.seen());
+        let seen = SimDisk::with_image(disk.seen());
         // Also true of the disk below, which dropped the pages of the failed syncs.
         let cut = disk.after_power_cut(0);
         drop(store);
@@ -216,11 +302,42 @@ fn nothing_of_a_batch_whose_sync_failed_is_left_when_the_disk_heals_at_once() {
 }
 
 #[test]
+fn a_record_that_was_answered_with_an_error_does_not_come_back_when_the_process_ends() {
+    // The write fails, or the sync; and the zeros over the record may fail as well.
+    for (fault, heals) in [(1, true), (2, true), (1, false), (2, false)] {
+        let disk = SimDisk::default();
+        let store = disk.open_inline().store;
+        let commit = |changes| store.commit(changes).now_or_never().unwrap();
+        commit(vec![put("acme", "k", 1)]).unwrap();
+        let at = disk.operations();
+        disk.faults(|faults| faults.fails_at = Some(at + fault));
+        if !heals {
+            disk.faults(|faults| faults.sync = Some(ErrorKind::Other));
+        }
+        assert!(commit((0..4).map(|n| put("acme", format!("lost{n}"), n)).collect()).is_err());
+        disk.faults(|faults| faults.sync = None);
+        let mut expected = vec![("k".to_owned(), record(1))];
+        if !heals {
+            // The next commit takes it back first; it is shorter than what was there.
+            commit(vec![put("acme", "later", 2)]).unwrap();
+            expected.push(("later".to_owned(), record(2)));
+        }
+        let ends = [SimDisk::with_image(disk.seen()), disk.after_power_cut(0), disk.after_power_cut(1)];
+        for (n, end) in ends.iter().enumerate() {
+            let opened = end.open_store();
+            assert_eq!(opened.damage, None, "fault {fault}, {heals}, end {n}");
+            let records = opened.peers[&peer("acme")].records.clone();
+            assert_eq!(records.into_iter().collect::<Vec<_>>(), expected, "fault {fault}, {heals}, end {n}");
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_refuses_what_does_not_fit_and_keeps_what_fits() {
     let disk = SimDisk::default();
     let store = disk.open_store().store;
     wait(store.commit(vec![put("acme", "k", 1)])).unwrap();
-    let capacity = store.health().file_bytes.max(disk.seen().len() as u64);
+    let capacity = store.health().file_bytes.max(disk.seen().file.len() as u64);
     disk.faults(|faults| faults.capacity = Some(capacity));
     let error = wait(store.put_document("large", vec![1; 4 * 1024 * 1024])).unwrap_err();
     assert!(error.to_string().contains("free space"), "{error}");
@@ -235,13 +352,13 @@ fn a_disk_that_fails_while_opening_is_an_error_and_the_file_stays() {
     let filled = SimDisk::default();
     wait(filled.open_store().store.commit(vec![put("acme", "k", 1)])).unwrap();
     for kind in [ErrorKind::StorageFull, ErrorKind::PermissionDenied, ErrorKind::Other] {
-        let disk = SimDisk::with_bytes(filled.seen());
+        let disk = SimDisk::with_image(filled.seen());
         disk.faults(|faults| faults.write = Some(kind));
-        let error = Store::open_with_backend(Arc::new(disk.clone()), StoreOptions::default()).err().unwrap();
+        let error = disk.try_open(small()).err().unwrap();
         let denied = matches!(error, OpenError::Denied { .. });
         assert!(denied || matches!(error, OpenError::Io { .. }), "{error}");
         assert_eq!(denied, kind == ErrorKind::PermissionDenied, "{error}");
-        assert_eq!((disk.set_aside_count(), disk.seen()), (0, filled.seen()), "{error}");
+        assert_eq!((disk.set_aside_count(), disk.seen()), ((0, 0), filled.seen()), "{error}");
         disk.faults(|faults| faults.write = None);
         assert_eq!(disk.open_store().peers[&peer("acme")].records["k"], record(1));
     }

@@ -4,13 +4,16 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use common::{SimDisk, peer, put, record, wait, wait_all};
+use futures::FutureExt;
 use hamlet_core::durable::{ImportChange, ImportStore, LoadedPeer, PeerState};
 use hamlet_store::{
-    CheckState, FILE_NAME, KEY_MAX, LOCK_NAME, OpenError, Opened, SCHEMA, Store, StoreOptions, VALUE_MAX,
+    CheckState, FILE_NAME, JOURNAL_NAME, KEY_MAX, LOCK_NAME, OpenError, Opened, SCHEMA, Store, StoreOptions,
+    VALUE_MAX,
 };
 use redb::{Database, TableDefinition};
 use sha2::{Digest, Sha256};
@@ -87,6 +90,7 @@ fn folder_and_files_are_for_the_owner_only() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&data), 0o700);
     assert_eq!(mode(&data.join(FILE_NAME)), 0o600);
+    assert_eq!(mode(&data.join(JOURNAL_NAME)), 0o600);
     assert_eq!(mode(&data.join(LOCK_NAME)), 0o600);
 }
 
@@ -192,6 +196,28 @@ fn a_commit_whose_caller_left_is_still_made_and_closing_waits_for_it() {
 }
 
 #[test]
+fn a_store_without_a_thread_has_done_it_when_the_call_returns() {
+    let disk = SimDisk::default();
+    let store = disk.open_inline().store;
+    let first = store.commit(vec![put("acme", "k", 1)]);
+    // Before anybody polls, and with the power gone.
+    let after = disk.after_power_cut(0).open_store();
+    assert_eq!(after.peers[&peer("acme")].records["k"], record(1));
+    disk.faults(|faults| faults.sync = Some(ErrorKind::Other));
+    let refused = store.commit(vec![put("acme", "k", 2)]);
+    disk.faults(|faults| faults.sync = None);
+    let later = store.put_document("d", vec![3]);
+    assert_eq!(first.now_or_never(), Some(Ok(())));
+    assert!(refused.now_or_never().unwrap().is_err());
+    assert_eq!(later.now_or_never(), Some(Ok(())));
+    assert_eq!(store.get_document("d").unwrap(), Some(vec![3]));
+    store.close().unwrap();
+    let error = store.put_document("d", vec![4]).now_or_never().unwrap().unwrap_err();
+    assert!(error.message.contains("closed"));
+    assert_eq!(disk.open_store().peers[&peer("acme")].records["k"], record(1));
+}
+
+#[test]
 fn what_is_too_large_is_refused_and_the_largest_is_kept() {
     let disk = SimDisk::default();
     let store = disk.open_store().store;
@@ -232,7 +258,10 @@ fn a_check_counts_what_is_kept_and_changes_nothing() {
     let before = std::fs::read(&file).unwrap();
     let report = Store::check(folder.path()).unwrap();
     let records = BTreeMap::from([(peer("acme"), 1), (peer("globex"), 2)]);
-    assert_eq!(report.state, CheckState::Sound { schema: SCHEMA, records, documents: 1, damage: None });
+    let (journaled, journal_damage, damage) = (0, None, None);
+    let sound =
+        CheckState::Sound { schema: SCHEMA, records, documents: 1, journaled, journal_damage, damage };
+    assert_eq!(report.state, sound);
     assert_eq!(report.bytes, before.len() as u64);
     assert_eq!(std::fs::read(&file).unwrap(), before);
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hamlet_core::durable::{CommitError, CommitFuture, HeardRecord, ImportChange, ImportRecord, Verdict};
 use hamlet_core::name::PeerName;
 use hamlet_core::rejection::{Rejection, RejectionCode};
-use hamlet_store::{Disk, Opened, Store, StoreOptions};
+use hamlet_store::{Disk, OpenError, Opened, Store, StoreOptions};
 use parking_lot::{Condvar, Mutex};
 use redb::StorageBackend;
 
@@ -94,7 +94,9 @@ pub(crate) struct Faults {
     pub(crate) write: Option<io::ErrorKind>,
     /// A failed sync drops the dirty pages and still shows them, as Linux does.
     pub(crate) sync: Option<io::ErrorKind>,
-    /// The file can't grow beyond this.
+    /// None of these faults but the ones of a moment hit the journal.
+    pub(crate) spare_journal: bool,
+    /// A file can't grow beyond this.
     pub(crate) capacity: Option<u64>,
     /// Syncs wait until this is false.
     pub(crate) stalled: bool,
@@ -109,7 +111,9 @@ struct State {
     files: BTreeMap<u64, SimFile>,
     current: Option<u64>,
     new: Option<u64>,
+    journal: Option<u64>,
     aside: u64,
+    journal_aside: u64,
     faults: Faults,
     operations: u64,
     dark: bool,
@@ -127,20 +131,42 @@ struct SimHandle {
     id: u64,
 }
 
+/// The bytes of a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) file: Vec<u8>,
+    pub(crate) journal: Vec<u8>,
+}
+
+/// Options with a journal so small that it is soon full.
+pub(crate) fn small() -> StoreOptions {
+    StoreOptions { journal_segment_bytes: 8 * 1024, ..StoreOptions::default() }
+}
+
 impl SimDisk {
-    pub(crate) fn with_bytes(bytes: Vec<u8>) -> SimDisk {
+    pub(crate) fn with_image(image: Image) -> SimDisk {
         let disk = SimDisk::default();
         {
             let mut state = disk.state.lock();
-            let file = SimFile { seen: bytes.clone(), durable: bytes, pending: Vec::new() };
-            state.files.insert(1, file);
-            state.current = Some(1);
+            for (id, bytes) in [(1, image.file), (2, image.journal)] {
+                let file = SimFile { seen: bytes.clone(), durable: bytes, pending: Vec::new() };
+                state.files.insert(id, file);
+            }
+            (state.current, state.journal) = (Some(1), Some(2));
         }
         disk
     }
 
+    pub(crate) fn try_open(&self, options: StoreOptions) -> Result<Opened, OpenError> {
+        Store::open_with_backend(Arc::new(self.clone()), options)
+    }
+
     pub(crate) fn open_store(&self) -> Opened {
-        Store::open_with_backend(Arc::new(self.clone()), StoreOptions::default()).unwrap()
+        self.try_open(small()).unwrap()
+    }
+
+    pub(crate) fn open_inline(&self) -> Opened {
+        Store::open_inline(Arc::new(self.clone()), small()).unwrap()
     }
 
     pub(crate) fn faults(&self, set: impl FnOnce(&mut Faults)) {
@@ -153,10 +179,11 @@ impl SimDisk {
         self.state.lock().operations
     }
 
-    /// What a reader of the present file sees.
-    pub(crate) fn seen(&self) -> Vec<u8> {
+    /// What a reader of the present files sees.
+    pub(crate) fn seen(&self) -> Image {
         let state = self.state.lock();
-        state.current.map(|id| state.files[&id].seen.clone()).unwrap_or_default()
+        let seen = |id: Option<u64>| id.map(|id| state.files[&id].seen.clone()).unwrap_or_default();
+        Image { file: seen(state.current), journal: seen(state.journal) }
     }
 
     /// Pages of the present file that readers see but that would not survive.
@@ -170,9 +197,10 @@ impl SimDisk {
             .count()
     }
 
-    /// How many files were set aside.
-    pub(crate) fn set_aside_count(&self) -> u64 {
-        self.state.lock().aside
+    /// How many files and how many journals were set aside.
+    pub(crate) fn set_aside_count(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.aside, state.journal_aside)
     }
 
     /// The disk after a loss of power now: all that was synced, and of the rest any part of any
@@ -185,29 +213,34 @@ impl SimDisk {
         let after = SimDisk::default();
         {
             let mut new_state = after.state.lock();
-            new_state.current = state.current;
-            if let Some(id) = state.current {
-                let file = &state.files[&id];
-                let mut bytes = file.durable.clone();
-                for pending in &file.pending {
-                    match pending {
-                        Pending::SetLen(len) if draw.below(10) < kept => bytes.resize(*len as usize, 0),
-                        Pending::SetLen(_) => {}
-                        Pending::Write(offset, data) => {
-                            for (n, sector) in data.chunks(SECTOR).enumerate() {
-                                if draw.below(10) < kept {
-                                    write_to(&mut bytes, offset + (n * SECTOR) as u64, sector);
-                                }
-                            }
-                        }
-                    }
-                }
-                new_state
-                    .files
-                    .insert(id, SimFile { seen: bytes.clone(), durable: bytes, pending: Vec::new() });
+            (new_state.current, new_state.journal) = (state.current, state.journal);
+            for id in state.current.into_iter().chain(state.journal) {
+                let bytes = state.files[&id].after_power_cut(&mut draw, kept);
+                let file = SimFile { seen: bytes.clone(), durable: bytes, pending: Vec::new() };
+                new_state.files.insert(id, file);
             }
         }
         after
+    }
+}
+
+impl SimFile {
+    fn after_power_cut(&self, draw: &mut Draw, kept: u64) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        for pending in &self.pending {
+            match pending {
+                Pending::SetLen(len) if draw.below(10) < kept => bytes.resize(*len as usize, 0),
+                Pending::SetLen(_) => {}
+                Pending::Write(offset, data) => {
+                    for (n, sector) in data.chunks(SECTOR).enumerate() {
+                        if draw.below(10) < kept {
+                            write_to(&mut bytes, offset + (n * SECTOR) as u64, sector);
+                        }
+                    }
+                }
+            }
+        }
+        bytes
     }
 }
 
@@ -230,6 +263,17 @@ impl State {
     fn file(&mut self, id: u64) -> &mut SimFile {
         self.files.entry(id).or_default()
     }
+
+    fn new_file(&mut self) -> u64 {
+        let id = self.files.keys().last().unwrap_or(&0) + 1;
+        self.files.insert(id, SimFile::default());
+        id
+    }
+
+    /// Whether lasting faults hit a file.
+    fn hits(&self, id: u64) -> bool {
+        !(self.faults.spare_journal && self.journal == Some(id))
+    }
 }
 
 impl Disk for SimDisk {
@@ -248,8 +292,7 @@ impl Disk for SimDisk {
 
     fn create(&self) -> io::Result<Box<dyn StorageBackend>> {
         let mut state = self.state.lock();
-        let id = state.files.keys().last().unwrap_or(&0) + 1;
-        state.files.insert(id, SimFile::default());
+        let id = state.new_file();
         state.new = Some(id);
         Ok(Box::new(SimHandle { disk: self.clone(), id }))
     }
@@ -268,6 +311,26 @@ impl Disk for SimDisk {
         state.current = None;
         state.aside += 1;
         Ok(format!("aside-{}", state.aside))
+    }
+
+    fn journal(&self) -> io::Result<Box<dyn StorageBackend>> {
+        let mut state = self.state.lock();
+        if state.dark {
+            return Err(dark());
+        }
+        let id = match state.journal {
+            Some(id) => id,
+            None => state.new_file(),
+        };
+        state.journal = Some(id);
+        Ok(Box::new(SimHandle { disk: self.clone(), id }))
+    }
+
+    fn set_journal_aside(&self) -> io::Result<String> {
+        let mut state = self.state.lock();
+        state.journal = None;
+        state.journal_aside += 1;
+        Ok(format!("journal-aside-{}", state.journal_aside))
     }
 }
 
@@ -290,7 +353,7 @@ impl StorageBackend for SimHandle {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.state.lock();
         state.operate()?;
-        if state.faults.capacity.is_some_and(|capacity| len > capacity) {
+        if state.hits(self.id) && state.faults.capacity.is_some_and(|capacity| len > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let file = state.file(self.id);
@@ -301,14 +364,14 @@ impl StorageBackend for SimHandle {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.state.lock();
-        while state.faults.stalled {
+        while state.faults.stalled && state.hits(self.id) {
             self.disk.wake.wait(&mut state);
         }
         let operated = state.operate();
         if state.dark {
             return operated;
         }
-        let fault = state.faults.sync;
+        let fault = state.faults.sync.filter(|_| state.hits(self.id));
         let file = state.file(self.id);
         let pending = std::mem::take(&mut file.pending);
         operated?;
@@ -327,7 +390,7 @@ impl StorageBackend for SimHandle {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.disk.state.lock();
         state.operate()?;
-        if let Some(kind) = state.faults.write {
+        if let Some(kind) = state.faults.write.filter(|_| state.hits(self.id)) {
             return Err(kind.into());
         }
         let file = state.file(self.id);
