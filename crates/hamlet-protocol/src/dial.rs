@@ -194,6 +194,10 @@ impl Dialler {
             if shutdown.has_begun() {
                 break 'dialling;
             }
+            if end.is_renewal() {
+                first = true;
+                continue 'dialling;
+            }
             let lived = self.link.context().clock.now().saturating_sub(started);
             if proven || (lived >= HEALTHY && !is_hopeless(&end)) {
                 pace.healthy();
