@@ -2,7 +2,9 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
+        "federation/resourcediscovery/v1alpha1/discovery.proto",
         "federation/resourcediscovery/v1alpha2/discovery.proto",
+        "federation/types/v1alpha1/federated_service.proto",
         "federation/types/v1alpha2/federated_service.proto",
     ];
     println!("cargo:rerun-if-changed=../../proto");

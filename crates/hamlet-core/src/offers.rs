@@ -18,6 +18,10 @@ use crate::view::{Offer, VersionCounter, View};
 /// Encodes a service as one dialect's `Any.value`, deterministically.
 pub type Encoder = Arc<dyn Fn(&FederatedService) -> Bytes + Send + Sync>;
 
+/// The same for a dialect that can't say everything and has keys of its own: key and value, or
+/// why the service can't be said.
+pub type LossyEncoder = Arc<dyn Fn(&FederatedService) -> Result<(String, Bytes), String> + Send + Sync>;
+
 /// Where peers reach our services, and as whom.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IngressOffer {
@@ -57,17 +61,54 @@ struct Group {
     view: Arc<View>,
 }
 
+/// An encoded service, or why the dialect can't say it.
+type Encoded = Result<Arc<Offer>, Arc<str>>;
+
 struct Inner {
     groups: Vec<Group>,
-    offers: BTreeMap<ServiceName, (Arc<LocalService>, Arc<Offer>)>,
+    offers: BTreeMap<ServiceName, (Arc<LocalService>, Encoded)>,
     ingress: IngressOffer,
     views: BTreeMap<PeerName, watch::Sender<Arc<View>>>,
+    demand: Option<Demand>,
+}
+
+/// Which peers asked for a view, and what it would be made of; only where views are made on demand.
+#[derive(Default)]
+struct Demand {
+    peers: BTreeSet<PeerName>,
+    last: Option<LastInputs>,
+}
+
+#[derive(Clone)]
+struct LastInputs {
+    services: Vec<Arc<LocalService>>,
+    ingress: IngressOffer,
+    policy: PublicationPolicy,
+    peers: BTreeSet<PeerName>,
+    ready: bool,
+}
+
+impl LastInputs {
+    fn of(inputs: PublicationInputs<'_>) -> LastInputs {
+        LastInputs {
+            services: inputs.services.to_vec(),
+            ingress: inputs.ingress.clone(),
+            policy: inputs.policy.clone(),
+            peers: inputs.peers.clone(),
+            ready: inputs.ready,
+        }
+    }
+
+    fn inputs<'a>(&'a self, peers: &'a BTreeSet<PeerName>) -> PublicationInputs<'a> {
+        let LastInputs { services, ingress, policy, ready, .. } = self;
+        PublicationInputs { services, ingress, policy, peers, ready: *ready }
+    }
 }
 
 /// All views of one dialect: one for each distinct policy result.
 pub struct Publications {
     type_url: String,
-    encode: Encoder,
+    encode: LossyEncoder,
     versions: VersionCounter,
     inner: Mutex<Inner>,
 }
@@ -94,15 +135,57 @@ pub struct PublicationInputs<'a> {
 }
 
 impl Publications {
-    /// No views yet.
+    /// No views yet; every peer gets one. Keys are the services' names.
     pub fn new(type_url: &str, encode: Encoder, versions: VersionCounter) -> Publications {
+        let encode: LossyEncoder = Arc::new(move |s| Ok((s.name.as_str().to_owned(), encode(s))));
+        Publications::with(type_url, encode, versions, None)
+    }
+
+    /// For a dialect that few peers speak: only who [asks](Self::demand) gets a view, and nothing
+    /// is encoded before somebody does.
+    pub fn on_demand(type_url: &str, encode: LossyEncoder, versions: VersionCounter) -> Publications {
+        Publications::with(type_url, encode, versions, Some(Demand::default()))
+    }
+
+    fn with(
+        type_url: &str,
+        encode: LossyEncoder,
+        versions: VersionCounter,
+        demand: Option<Demand>,
+    ) -> Publications {
         let inner = Inner {
             groups: vec![],
             offers: BTreeMap::new(),
             ingress: IngressOffer::default(),
             views: BTreeMap::new(),
+            demand,
         };
         Publications { type_url: type_url.to_owned(), encode, versions, inner: Mutex::new(inner) }
+    }
+
+    /// Makes a view for a peer from now on, out of what was handed in last; the same as
+    /// [`view`](Self::view) where every peer has one. `None` before the first
+    /// [`refresh`](Self::refresh), or if we don't publish to the peer.
+    pub fn demand(&self, peer: &PeerName) -> Option<watch::Receiver<Arc<View>>> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(demand) = &mut inner.demand
+            && demand.peers.insert(peer.clone())
+            && let Some(last) = demand.last.clone()
+        {
+            let peers = demand.peers.intersection(&last.peers).cloned().collect();
+            self.make_true(&mut inner, last.inputs(&peers));
+        }
+        inner.views.get(peer).map(watch::Sender::subscribe)
+    }
+
+    /// The services that policy makes visible to a peer with a view but that the dialect can't
+    /// say, with the reasons; in order of the names.
+    pub fn unsaid(&self, peer: &PeerName) -> Vec<(ServiceName, Arc<str>)> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(group) = inner.groups.iter().find(|g| g.peers.contains(peer)) else { return vec![] };
+        let selected = inner.offers.iter().filter(|(_, (service, _))| group.key.selects(service));
+        let unsaid = selected.filter_map(|(name, (_, encoded))| Some((name, encoded.as_ref().err()?)));
+        unsaid.map(|(name, why)| (name.clone(), why.clone())).collect()
     }
 
     /// The peer's view, and its successor when a policy change moves the peer to another one.
@@ -119,17 +202,30 @@ impl Publications {
     /// Makes all views true.
     pub fn refresh(&self, inputs: PublicationInputs<'_>) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(demand) = &mut inner.demand else { return self.make_true(&mut inner, inputs) };
+        demand.last = Some(LastInputs::of(inputs));
+        // A peer that is gone has to ask again when it returns.
+        demand.peers.retain(|peer| inputs.peers.contains(peer));
+        let peers = demand.peers.clone();
+        self.make_true(&mut inner, PublicationInputs { peers: &peers, ..inputs });
+    }
+
+    fn make_true(&self, inner: &mut Inner, inputs: PublicationInputs<'_>) {
         inner.regroup(inputs.policy, inputs.peers, &self.type_url);
-        self.encode_offers(&mut inner, inputs);
+        if inner.demand.is_some() && inner.groups.is_empty() {
+            inner.offers.clear();
+        } else {
+            self.encode_offers(inner, inputs);
+        }
         for group in &inner.groups {
             let selected = inputs.services.iter().filter(|s| group.key.selects(s));
             let wanted: BTreeMap<Arc<str>, Arc<Offer>> = selected
-                .filter_map(|s| inner.offers.get(&s.name))
-                .map(|(_, offer)| (offer.key.clone(), offer.clone()))
+                .filter_map(|s| inner.offers.get(&s.name)?.1.as_ref().ok())
+                .map(|offer| (offer.key.clone(), offer.clone()))
                 .collect();
             group.view.set(&wanted, inputs.ready, &self.versions);
         }
-        let Inner { groups, views, .. } = &mut *inner;
+        let Inner { groups, views, .. } = inner;
         for group in groups {
             for peer in &group.peers {
                 let sender =
@@ -154,8 +250,9 @@ impl Publications {
         for service in inputs.services {
             let kept = old.remove(&service.name).filter(|(s, _)| Arc::ptr_eq(s, service) || s == service);
             let entry = kept.unwrap_or_else(|| {
-                let value = (self.encode)(&offer_of(service, inputs.ingress));
-                (service.clone(), Arc::new(Offer::new(&self.type_url, service.name.as_str(), value)))
+                let encoded = (self.encode)(&offer_of(service, inputs.ingress));
+                let offer = encoded.map(|(key, value)| Arc::new(Offer::new(&self.type_url, &key, value)));
+                (service.clone(), offer.map_err(Arc::from))
             });
             inner.offers.insert(service.name.clone(), entry);
         }
@@ -291,6 +388,38 @@ mod tests {
         };
         assert_eq!(drain(&mut x), ["-b"]);
         assert_eq!(drain(&mut y), ["-a", "+c"]);
+    }
+
+    #[test]
+    fn a_dialect_on_demand_encodes_nothing_before_somebody_asks_and_names_what_it_cannot_say() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let encoded = Arc::new(AtomicUsize::new(0));
+        let counted = encoded.clone();
+        let encode: LossyEncoder = Arc::new(move |s| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let key = format!("id-of-{}", s.name);
+            if s.name.as_str() == "b" { Err("no way".into()) } else { Ok((key, Bytes::new())) }
+        });
+        let publications = Publications::on_demand("t", encode, VersionCounter::default());
+        let mesh = Mesh { publications, ..Mesh::new() };
+        let x = PeerName::parse("x").unwrap();
+        assert!(mesh.publications.demand(&x).is_none(), "nothing was handed in yet");
+        // Handed in without x, so x has to ask again when it is there.
+        let mesh = Mesh { peers: ["y"].map(|p| PeerName::parse(p).unwrap()).into(), ..mesh };
+        mesh.set(&policy(&[(&["a", "b"], &["x", "y"])]));
+        let mesh = Mesh { peers: ["x", "y"].map(|p| PeerName::parse(p).unwrap()).into(), ..mesh };
+        mesh.set(&policy(&[(&["a", "b"], &["x", "y"])]));
+        assert_eq!((encoded.load(Ordering::SeqCst), mesh.publications.view_count()), (0, 0));
+        assert!(mesh.publications.demand(&x).is_some());
+        assert_eq!(mesh.keys("x"), ["id-of-a"]);
+        let unsaid: Vec<_> =
+            mesh.publications.unsaid(&x).iter().map(|(n, why)| format!("{n}: {why}")).collect();
+        assert_eq!(unsaid, ["b: no way"]);
+        mesh.set(&policy(&[(&["a", "c"], &["x", "y"])]));
+        assert_eq!(mesh.keys("x"), ["id-of-a", "id-of-c"], "it follows what is handed in later");
+        assert_eq!(mesh.publications.unsaid(&x), []);
+        let y = PeerName::parse("y").unwrap();
+        assert!(mesh.publications.view(&y).is_none(), "who doesn't ask has none");
     }
 
     #[test]

@@ -61,6 +61,9 @@ pub struct Change {
     pub offer: Arc<Offer>,
     /// Whether it is a deletion.
     pub deleted: bool,
+    /// Whether the key became live after all that its subscription handed out before: what
+    /// v1alpha1 calls CREATE instead of UPDATE. Receivers treat both alike.
+    pub fresh: bool,
 }
 
 /// The whole set at one instant.
@@ -88,6 +91,8 @@ impl VersionCounter {
 #[derive(Debug, Clone)]
 struct Slot {
     version: u64,
+    /// The version at which the key became live.
+    created: u64,
     offer: Arc<Offer>,
     deleted: bool,
 }
@@ -200,7 +205,8 @@ impl View {
     pub fn latest(&self, key: &str) -> Option<Change> {
         let state = self.lock();
         let slot = state.slots.get(key)?;
-        Some(Change { version: slot.version, offer: slot.offer.clone(), deleted: slot.deleted })
+        let (version, offer, deleted) = (slot.version, slot.offer.clone(), slot.deleted);
+        Some(Change { version, offer, deleted, fresh: slot.created == version })
     }
 
     /// The whole set as of now.
@@ -290,7 +296,9 @@ impl State {
             self.digest.insert_hashed(offer.key_hash, offer.leaf);
         }
         let key = offer.key.clone();
-        if let Some(old) = self.slots.insert(key.clone(), Slot { version, offer, deleted }) {
+        let live = self.slots.get(&key).filter(|old| !old.deleted);
+        let created = live.map_or(version, |old| old.created);
+        if let Some(old) = self.slots.insert(key.clone(), Slot { version, created, offer, deleted }) {
             self.by_version.remove(&old.version);
             self.tombstones.remove(&old.version);
         }
@@ -546,10 +554,11 @@ impl Subscription {
             return None;
         };
         walk.position = Some(key.clone());
+        let fresh = slot.created > self.cursor && !self.ahead.contains_key(key);
         if slot.version > self.cursor && self.ahead.len() < PLAN_MAX {
             self.ahead.insert(key.clone(), slot.version);
         }
-        Some(Change { version: slot.version, offer: slot.offer.clone(), deleted: false })
+        Some(Change { version: slot.version, offer: slot.offer.clone(), deleted: false, fresh })
     }
 
     /// A seeded bug's delivery: the oldest change first.
@@ -559,10 +568,11 @@ impl Subscription {
             let range = (Bound::Excluded(self.cursor), Bound::Unbounded);
             let Some((&version, key)) = state.by_version.range(range).next() else { return Next::AtHead };
             let slot = state.slots.get(key).cloned();
-            self.cursor = version;
+            let before = std::mem::replace(&mut self.cursor, version);
             state.cursors.insert(self.id, self.place());
             let Some(slot) = slot.filter(|s| !s.deleted || s.version > self.born) else { continue };
-            return Next::Change(Change { version, offer: slot.offer, deleted: slot.deleted });
+            let fresh = slot.created > before;
+            return Next::Change(Change { version, offer: slot.offer, deleted: slot.deleted, fresh });
         }
     }
 
@@ -587,10 +597,12 @@ impl Subscription {
             if slot.version <= self.cursor || !announced || repeated {
                 continue;
             }
+            let fresh = slot.created > self.cursor && !self.ahead.contains_key(&key);
             if slot.version > pass.target && self.ahead.len() < PLAN_MAX {
                 self.ahead.insert(key, slot.version);
             }
-            return Some(Change { version: slot.version, offer: slot.offer.clone(), deleted: slot.deleted });
+            let (version, offer, deleted) = (slot.version, slot.offer.clone(), slot.deleted);
+            return Some(Change { version, offer, deleted, fresh });
         }
     }
 
@@ -654,6 +666,41 @@ mod tests {
         view.set(&wanted(&[("a", "1")]), true, &v);
         let mut sub = view.subscribe("p");
         assert_eq!(drain(&mut sub), ["a=1"]);
+    }
+
+    #[test]
+    fn a_change_is_fresh_until_its_key_was_handed_out() {
+        let (view, v) = (View::new("t"), VersionCounter::default());
+        let told = |sub: &mut Subscription| {
+            let mut out = vec![];
+            while let Next::Change(c) = sub.take_next() {
+                let kind = if c.deleted {
+                    '-'
+                } else if c.fresh {
+                    '+'
+                } else {
+                    '='
+                };
+                out.push(format!("{kind}{}", c.offer.key));
+            }
+            out
+        };
+        view.set(&wanted(&[("a", "1"), ("b", "1")]), true, &v);
+        view.set(&wanted(&[("a", "2"), ("b", "1")]), true, &v);
+        let mut sub = view.subscribe("p");
+        assert_eq!(told(&mut sub), ["+a", "+b"], "the first pass is all new, updated before or not");
+        view.set(&wanted(&[("a", "3"), ("b", "1"), ("c", "1")]), true, &v);
+        view.set(&wanted(&[("a", "3"), ("c", "2")]), true, &v);
+        assert_eq!(told(&mut sub), ["=a", "-b", "+c"]);
+        view.set(&wanted(&[("b", "2"), ("c", "3")]), true, &v);
+        assert_eq!(told(&mut sub), ["-a", "+b", "=c"]);
+        // Handed out in a pass that began before it: an update afterwards is no news.
+        view.set(&wanted(&[("b", "3"), ("c", "3")]), true, &v);
+        assert!(matches!(sub.take_next(), Next::Change(c) if !c.fresh));
+        view.set(&wanted(&[("b", "3"), ("c", "3"), ("d", "1")]), true, &v);
+        assert_eq!(told(&mut sub), ["+d"]);
+        view.set(&wanted(&[("b", "3"), ("c", "3"), ("d", "2")]), true, &v);
+        assert_eq!(told(&mut sub), ["=d"]);
     }
 
     #[test]

@@ -313,6 +313,9 @@ impl ConsumerSession {
                 format!("{bytes} bytes; at most {} are taken; offer less in one service", self.message_bytes);
             return refuse(nonce, RejectionCode::Quota, "message-too-large", "response", message);
         }
+        if let Some(rejection) = offer.refused {
+            return Item::Refuse { nonce, rejection };
+        }
         if offer.resource_url != self.type_url {
             let message = format!("this stream carries {}", self.type_url);
             return refuse(nonce, RejectionCode::Unknown, "resource-type", "resource_url", message);

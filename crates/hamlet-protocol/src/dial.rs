@@ -1,4 +1,6 @@
-//! Dialling a peer, again and again: full jitter, slow after refusals, at once after a change.
+//! Dialling a peer, again and again: full jitter, slow after refusals, at once after a change. A
+//! peer whose version isn't configured is asked for v1alpha2 first, and for the next version only
+//! if it answers UNIMPLEMENTED: nothing else is a reason to speak an older one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +15,11 @@ use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::body::Body;
 
-use crate::dialect::v1alpha2::PATH;
+use crate::dialect::Dialect;
+use crate::dialect::v1alpha1::End;
 use crate::link::{Connection, Link, LinkConfig};
-use crate::session::{PeerClass, StreamEnd};
-use crate::stream::Outbound;
+use crate::session::{HELLO_WAIT, PeerClass, StreamEnd, StreamSession};
+use crate::stream::{Outbound, StreamCell};
 use crate::transport::{self, SpawnExecutor};
 
 /// First delay before dialling again; full jitter.
@@ -29,6 +32,14 @@ const CAP_FOREIGN: Duration = Duration::from_secs(60);
 const CAP_REFUSED: Duration = Duration::from_secs(60);
 /// A stream that lived so long counts as healthy.
 const HEALTHY: Duration = Duration::from_secs(30);
+/// First delay after an end that dialling again can only make worse: a whole state that doesn't
+/// fit the peer's queue, or a message over the hard limit. Doubles to [`SLOW_CAP`].
+pub const SLOW_FIRST: Duration = Duration::from_secs(120);
+/// Longest of these delays.
+pub const SLOW_CAP: Duration = Duration::from_secs(30 * 60);
+/// What the Go server ends a stream with when its queue for us is full. Each such stream leaves a
+/// dead consumer behind in it, which makes it skip updates to others.
+const OVERFLOW: &str = "Discarding object due to overflow";
 
 /// Why a dial failed; the text says at which step.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +65,75 @@ impl DialError {
     }
 }
 
+/// How long to wait before the next attempt.
+#[derive(Debug)]
+struct Pace {
+    backoff: Backoff,
+    /// Ends in a row that dialling again can only make worse.
+    slow: u32,
+    due: Option<Duration>,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { backoff: Backoff::new(FIRST, CAP_FOREIGN), slow: 0, due: None }
+    }
+
+    fn reset(&mut self) {
+        *self = Pace::new();
+    }
+
+    fn next_delay(&mut self) -> Duration {
+        self.due.take().unwrap_or_else(|| self.backoff.next_delay())
+    }
+
+    /// Learns from the end of a stream or attempt.
+    fn ended(&mut self, end: &StreamEnd, class: &PeerClass) {
+        let refusal = end.is_refusal();
+        self.backoff.set_cap(match (refusal, class) {
+            (true, _) => CAP_REFUSED,
+            (false, PeerClass::Foreign) => CAP_FOREIGN,
+            (false, _) => CAP_HELLO,
+        });
+        if refusal {
+            while self.backoff.attempts() < 5 {
+                self.backoff.next_delay();
+            }
+        }
+        if is_hopeless(end) {
+            let wait = SLOW_FIRST.saturating_mul(1 << self.slow.min(8)).min(SLOW_CAP);
+            self.slow += 1;
+            self.due = Some(wait);
+        }
+    }
+
+    /// A stream was healthy.
+    fn healthy(&mut self) {
+        self.backoff.reset();
+        self.slow = 0;
+    }
+}
+
+/// Whether dialling again can only make it worse.
+fn is_hopeless(end: &StreamEnd) -> bool {
+    end.code == Code::OutOfRange || end.message.contains(OVERFLOW)
+}
+
+/// Says what a known end means and why the next attempt is far away.
+fn explained(end: StreamEnd) -> StreamEnd {
+    if end.message.contains(OVERFLOW) {
+        let text = format!(
+            "the peer can't queue its whole state for us ({OVERFLOW}; the Go implementation holds 4096 messages); dialled again only after minutes, because each failed subscription makes it lose updates to others: have it offer fewer services"
+        );
+        return StreamEnd::new(end.code, text);
+    }
+    end
+}
+
 /// Whether a new configuration makes it worth dialling at once.
 fn redials(old: &LinkConfig, new: &LinkConfig) -> bool {
     old.address != new.address
+        || old.version != new.version
         || old.context != new.context
         || old.paused != new.paused
         || old.extensions_required != new.extensions_required
@@ -85,7 +162,7 @@ impl Dialler {
 
     /// Runs until the link or the agent shuts down.
     pub async fn run(self, shutdown: Shutdown) {
-        let mut backoff = Backoff::new(FIRST, CAP_FOREIGN);
+        let mut pace = Pace::new();
         let mut changed = self.link.changed();
         let mut first = true;
         let mut last = self.link.config();
@@ -93,19 +170,17 @@ impl Dialler {
             let config = self.link.config();
             if redials(&last, &config) {
                 first = true;
-                backoff.reset();
+                pace.reset();
             }
             last = config.clone();
-            let Some(address) =
-                config.address.clone().filter(|_| !config.paused && self.link.active().is_none())
-            else {
+            let Some(address) = self.link.to_dial() else {
                 if shutdown.or_begun(changed.changed()).await.is_none() {
                     break 'dialling;
                 }
                 continue 'dialling;
             };
             if !std::mem::take(&mut first) {
-                let delay = backoff.next_delay();
+                let delay = pace.next_delay();
                 if !self.wait(delay, &config, &shutdown).await {
                     // A new configuration is tried at once.
                     first = !Arc::ptr_eq(&config, &self.link.config());
@@ -119,11 +194,16 @@ impl Dialler {
             if shutdown.has_begun() {
                 break 'dialling;
             }
-            let lived = self.link.context().clock.now().saturating_sub(started);
-            if proven || lived >= HEALTHY {
-                backoff.reset();
+            if end.is_renewal() {
+                first = true;
+                continue 'dialling;
             }
-            self.note(&end, class, &mut backoff);
+            let lived = self.link.context().clock.now().saturating_sub(started);
+            if proven || (lived >= HEALTHY && !is_hopeless(&end)) {
+                pace.healthy();
+            }
+            pace.ended(&end, &class);
+            self.note(&end);
         }
     }
 
@@ -149,28 +229,17 @@ impl Dialler {
                 () = shutdown.begun() => return false,
                 _ = changed.changed() => {}
             }
-            if self.link.active().is_some() || redials(config, &self.link.config()) {
+            if self.link.to_dial().is_none() || redials(config, &self.link.config()) {
                 break 'waiting false;
             }
         }
     }
 
-    fn note(&self, end: &StreamEnd, class: PeerClass, backoff: &mut Backoff) {
-        let refusal = end.is_refusal();
-        backoff.set_cap(match (refusal, class) {
-            (true, _) => CAP_REFUSED,
-            (false, PeerClass::Foreign) => CAP_FOREIGN,
-            (false, _) => CAP_HELLO,
-        });
-        if refusal {
-            while backoff.attempts() < 5 {
-                backoff.next_delay();
-            }
-        }
-        if self.link.active().is_some() || self.link.config().paused {
+    fn note(&self, end: &StreamEnd) {
+        if self.link.to_dial().is_none() {
             return;
         }
-        let connection = if refusal {
+        let connection = if end.is_refusal() {
             Connection::Refused { next_attempt: None }
         } else {
             Connection::Down { next_attempt: None }
@@ -184,8 +253,8 @@ impl Dialler {
         self.link.set_connection(connection, Some(end.message.clone()));
     }
 
-    /// One connection and its stream, to its end. Also says what the peer was and whether the
-    /// stream was healthy.
+    /// One connection and its stream, to its end; a second stream on it in the next version if the
+    /// peer doesn't know the first. Also says what the peer was and whether the stream was healthy.
     async fn attempt(&self, address: &str, shutdown: &Shutdown) -> (StreamEnd, PeerClass, bool) {
         let unknown = |end| (end, PeerClass::Unknown, false);
         let connected = match shutdown.or_begun(self.connect(address)).await {
@@ -194,35 +263,99 @@ impl Dialler {
             None => return unknown(StreamEnd::new(Code::Unavailable, "the agent is stopping")),
         };
         let (sender, proven) = connected;
-        let (cell, views) = match self.link.open(true, &proven).await {
-            Ok(opened) => opened,
-            Err(end) => return unknown(end),
+        let (mut unknown_version, mut unwanted) = (None, None);
+        for dialect in self.link.versions() {
+            if let Err(why) = self.worth_dialling(dialect) {
+                unwanted = Some((dialect, why));
+                continue;
+            }
+            let (end, cell) = self.stream(dialect, sender.clone(), &proven, address).await;
+            let Some(cell) = cell else { return unknown(end) };
+            let class = cell.look(|s| s.class().clone());
+            let healthy = cell.look(|s| s.owner.as_ref().is_some_and(|o| o.stats().proof.is_some()));
+            if end.code != Code::Unimplemented || cell.look(StreamSession::has_heard) {
+                return (end, class, healthy);
+            }
+            unknown_version = Some((dialect, end));
+        }
+        let end = match (unknown_version, unwanted) {
+            (Some((tried, end)), Some((other, why))) => {
+                let said = end.message;
+                let text =
+                    format!("the peer doesn't know {tried} ({said}), and {other} is no way out: {why}");
+                StreamEnd::new(Code::FailedPrecondition, text)
+            }
+            (Some((_, end)), None) => end,
+            (None, Some((_, why))) => StreamEnd::new(Code::FailedPrecondition, why),
+            (None, None) => StreamEnd::new(Code::Unavailable, "no version to speak; see spec.version"),
         };
-        let codec = self.link.config().codec();
+        unknown(end)
+    }
+
+    /// Whether a version may be dialled, or why not.
+    fn worth_dialling(&self, dialect: Dialect) -> Result<(), String> {
+        let config = self.link.config();
+        config.may_speak(dialect).map_err(|end| end.message)?;
+        if dialect == Dialect::V1alpha1 && !config.imports() {
+            return Err("there the importer dials, and we import nothing; the peer has to dial us".to_owned());
+        }
+        Ok(())
+    }
+
+    /// One stream, to its end.
+    async fn stream(
+        &self,
+        dialect: Dialect,
+        sender: SendRequest<Body>,
+        proven: &ProvenPeer,
+        address: &str,
+    ) -> (StreamEnd, Option<Arc<StreamCell>>) {
+        let (cell, views) = match self.link.open(dialect, true, proven).await {
+            Ok(opened) => opened,
+            Err(end) => return (end, None),
+        };
+        let config = self.link.config();
+        let started = self.link.context().clock.now();
         let origin = http::Uri::builder().scheme("https").authority(address).path_and_query("/").build();
         let origin = match origin {
             Ok(origin) => origin,
             Err(error) => {
-                return unknown(StreamEnd::new(Code::InvalidArgument, format!("{address}: {error}")));
+                let end = StreamEnd::new(Code::InvalidArgument, format!("{address}: {error}"));
+                cell.end(end.clone());
+                self.link.close(&cell, &end);
+                return (end, None);
             }
         };
         let mut grpc = tonic::client::Grpc::with_origin(Transport(sender), origin)
             .max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
         let outbound = Outbound::new(cell.clone()).without_status();
-        let path = http::uri::PathAndQuery::from_static(PATH);
-        let calling = grpc.streaming(tonic::Request::new(outbound), path, codec);
+        let path = http::uri::PathAndQuery::from_static(dialect.path());
+        let request = tonic::Request::new(outbound);
         // Some servers send headers only with their first message; what we say goes out
         // meanwhile, so this is no deadlock, only a wait.
         let opening = async {
-            let called = calling.await;
-            called.map(tonic::Response::into_inner).map_err(|s| StreamEnd::new(s.code(), describe(&s)))
+            let called = match dialect {
+                Dialect::V1alpha1 => grpc.streaming(request, path, config.v1_codec(End::Consumer)).await,
+                Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec()).await,
+            };
+            match called {
+                Ok(response) => {
+                    self.link.pin(dialect);
+                    Ok(response.into_inner())
+                }
+                Err(status) => Err(StreamEnd::new(status.code(), describe(&status))),
+            }
         };
-        let end = cell.run(opening, views, self.link.shutdown().clone()).await;
-        let class = cell.look(|s| s.class().clone());
-        let healthy = cell.look(|s| s.owner.as_ref().is_some_and(|o| o.stats().proof.is_some()));
+        let end = explained(cell.run(opening, views, self.link.shutdown().clone()).await);
+        let lived = self.link.context().clock.now().saturating_sub(started);
+        // A server that sends its headers with the first service: that it hasn't said it doesn't
+        // know the method has to do.
+        if lived >= HELLO_WAIT && end.code != Code::Unimplemented {
+            self.link.pin(dialect);
+        }
         cell.end(end.clone());
         self.link.close(&cell, &end);
-        (end, class, healthy)
+        (end, Some(cell))
     }
 
     async fn connect(&self, address: &str) -> Result<(SendRequest<Body>, ProvenPeer), DialError> {
@@ -325,5 +458,32 @@ impl tower::Service<http::Request<Body>> for Transport {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_dialling_makes_worse_is_answered_with_minutes_that_double() {
+        let mut pace = Pace::new();
+        let overflow = explained(StreamEnd::new(Code::Unavailable, OVERFLOW));
+        assert!(overflow.message.contains(OVERFLOW) && overflow.message.contains("minutes"));
+        let minutes: Vec<u64> = (0..7)
+            .map(|_| {
+                pace.ended(&overflow, &PeerClass::Foreign);
+                pace.next_delay().as_secs() / 60
+            })
+            .collect();
+        assert_eq!(minutes, [2, 4, 8, 16, 30, 30, 30]);
+        pace.healthy();
+        pace.ended(&StreamEnd::new(Code::OutOfRange, "over 4 MiB"), &PeerClass::Foreign);
+        assert_eq!(pace.next_delay(), SLOW_FIRST);
+        let lost = StreamEnd::new(Code::Unavailable, "lost");
+        pace.healthy();
+        pace.ended(&lost, &PeerClass::Foreign);
+        assert!(pace.next_delay() <= CAP_FOREIGN, "an ordinary end is nothing of the kind");
+        assert_eq!(explained(lost.clone()), lost);
     }
 }

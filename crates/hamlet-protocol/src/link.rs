@@ -2,7 +2,8 @@
 //!
 //! It holds at most one active stream. When both sides dial, the stream dialled by the smaller
 //! SPIFFE id wins; a newer stream dialled by the same side replaces the older, which is then
-//! half-open or about to end.
+//! half-open or about to end. In v1alpha1 a stream goes one way only, so there may be two: one that
+//! we dialled to import, which is the active one, and one that the peer dialled to be served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,6 @@ use arc_swap::ArcSwap;
 use hamlet_core::durable::{ImportStore, LoadedPeer};
 use hamlet_core::imported::{ImportCounts, ImportedSlice};
 use hamlet_core::lease::NameLeases;
-use hamlet_core::offers::Publications;
 use hamlet_core::rejection::one_line;
 use hamlet_core::settle::Settle;
 use hamlet_core::view::View;
@@ -24,9 +24,11 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Code;
 
 use crate::consumer::{ConsumerStats, ProofVerdict};
-use crate::dialect::Secret;
+use crate::dialect::offered::Offered;
 use crate::dialect::service::{TYPE_URL, decode};
+use crate::dialect::v1alpha1::{End, V1Codec};
 use crate::dialect::v1alpha2::V2Codec;
+use crate::dialect::{Dialect, Secret};
 use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, ImporterParts, Request};
 use crate::owner::OwnerStats;
 use crate::session::{PeerClass, SessionConfig, StreamEnd, StreamSession, our_hello};
@@ -44,6 +46,8 @@ const KEY_SHOWN: usize = 512;
 pub struct LinkConfig {
     /// Where it is, `host:port`; `None` if it dials us.
     pub address: Option<String>,
+    /// The only version to speak; `None` finds out which one the peer speaks.
+    pub version: Option<Dialect>,
     /// The v1alpha2 context value; empty if none.
     pub context: Secret,
     /// Refuse the peer unless it speaks the extensions.
@@ -57,10 +61,46 @@ pub struct LinkConfig {
 }
 
 impl LinkConfig {
-    /// The codec of a stream with this peer.
-    pub(crate) fn codec(&self) -> V2Codec {
-        let limits = self.import.as_ref().map(|i| i.limits).unwrap_or_default();
-        V2Codec { resource_url: TYPE_URL, context: self.context.clone(), message_bytes: limits.message_bytes }
+    /// Largest message with one service that we take, in bytes.
+    fn message_bytes(&self) -> usize {
+        self.import.as_ref().map(|i| i.limits).unwrap_or_default().message_bytes
+    }
+
+    /// The codec of a v1alpha2 stream with this peer.
+    pub(crate) fn v2_codec(&self) -> V2Codec {
+        let (context, message_bytes) = (self.context.clone(), self.message_bytes());
+        V2Codec { resource_url: TYPE_URL, context, message_bytes }
+    }
+
+    /// The codec of our end of a v1alpha1 stream with this peer.
+    pub(crate) fn v1_codec(&self, end: End) -> V1Codec {
+        V1Codec { end, message_bytes: self.message_bytes() }
+    }
+
+    /// Whether we import from the peer at all.
+    pub fn imports(&self) -> bool {
+        self.import.as_ref().is_some_and(|i| i.rules.is_some())
+    }
+
+    /// Whether a version may be spoken with this peer, or why not. v1alpha1 has neither
+    /// extensions nor a context value, so it must not be a way around either.
+    pub fn may_speak(&self, dialect: Dialect) -> Result<(), StreamEnd> {
+        if let Some(only) = self.version.filter(|only| *only != dialect) {
+            let text = format!("this agent speaks {only} only with this peer; see spec.version there");
+            return Err(StreamEnd::new(Code::Unimplemented, text));
+        }
+        if dialect == Dialect::V1alpha2 {
+            return Ok(());
+        }
+        if self.extensions_required {
+            let text = "this peer is configured with extensions: required, and v1alpha1 has none";
+            return Err(StreamEnd::new(Code::FailedPrecondition, text));
+        }
+        if !self.context.is_empty() {
+            let text = "this peer is configured with a context value, which v1alpha1 can't carry; use v1alpha2, or remove spec.context";
+            return Err(StreamEnd::new(Code::Unauthenticated, text));
+        }
+        Ok(())
     }
 }
 
@@ -75,8 +115,8 @@ pub struct LinkContext {
     pub instance: u64,
     /// Names the log that our versions count in: 16 bytes.
     pub log_id: [u8; 16],
-    /// The views.
-    pub publications: Arc<Publications>,
+    /// What peers are offered.
+    pub publications: Arc<Offered>,
     /// Where imports go.
     pub catalogue: ImportedCatalogue,
     /// Who holds which name.
@@ -135,6 +175,12 @@ pub struct LinkStatus {
     pub dialled: bool,
     /// What the peer said of itself.
     pub class: PeerClass,
+    /// The version in use, or the one that worked last, or the configured one.
+    pub version: Option<Dialect>,
+    /// What the version makes impossible as things are configured, and what to do.
+    pub version_note: Option<String>,
+    /// Services that policy offers it but its version can't say, and why (at most 1,000).
+    pub unsaid: Vec<(String, String)>,
     /// Whether we import from it at all.
     pub imports: bool,
     /// What is heard, in force, refused, withheld.
@@ -194,6 +240,10 @@ pub struct Link {
     context: LinkContext,
     config: ArcSwap<LinkConfig>,
     state: Arc<ImportState>,
+    /// The v1alpha1 stream on which the peer imports from us.
+    served: Mutex<Option<Arc<StreamCell>>>,
+    /// The version that worked last, for as long as we run.
+    pinned: Mutex<Option<Dialect>>,
     requests: mpsc::Sender<Request>,
     slot: Mutex<Slot>,
     changed: watch::Sender<u64>,
@@ -261,6 +311,8 @@ impl Link {
             context,
             config: ArcSwap::from_pointee(config.clone()),
             state,
+            served: Mutex::new(None),
+            pinned: Mutex::new(None),
             requests,
             slot: Mutex::new(slot),
             changed: watch::Sender::new(0),
@@ -270,6 +322,7 @@ impl Link {
             connections: AtomicU64::new(0),
             shutdown,
         });
+        link.demand_view();
         if let Some(import) = config.import {
             link.ask(|done| Request::Configure(Box::new(import), done)).await;
         }
@@ -316,10 +369,14 @@ impl Link {
     pub async fn configure(&self, config: LinkConfig) {
         let old = self.config.swap(Arc::new(config.clone()));
         // Whether we import at all is said in the hello.
-        let imports = |c: &LinkConfig| c.import.as_ref().is_some_and(|i| i.rules.is_some());
-        let rejoin = imports(&old) != imports(&config)
+        let rejoin = old.imports() != config.imports()
             || old.context != config.context
+            || old.version != config.version
             || old.extensions_required != config.extensions_required;
+        if old.version != config.version {
+            *self.pinned.lock() = None;
+        }
+        self.demand_view();
         let settings = config.import.clone().unwrap_or_else(|| ImportSettings {
             rules: None,
             limits: hamlet_core::imported::ImportLimits::default(),
@@ -348,10 +405,57 @@ impl Link {
         self.shutdown.force();
     }
 
-    /// Ends the active stream, if any.
+    /// Ends the peer's streams, if any.
     pub fn end_stream(&self, end: StreamEnd) {
-        if let Some(cell) = self.active() {
-            cell.end(end);
+        for cell in self.active().into_iter().chain(self.served()) {
+            cell.end(end.clone());
+        }
+    }
+
+    /// The v1alpha1 stream on which the peer imports from us.
+    pub fn served(&self) -> Option<Arc<StreamCell>> {
+        self.served.lock().clone()
+    }
+
+    /// The version that worked last since we started, with a peer whose version is found out.
+    pub fn pinned(&self) -> Option<Dialect> {
+        *self.pinned.lock()
+    }
+
+    /// A stream of this version worked: it is tried first from now on, because the versions have
+    /// different keys and changing between them renames everything.
+    pub(crate) fn pin(&self, dialect: Dialect) {
+        if self.config.load().version.is_none() && self.pinned.lock().replace(dialect) != Some(dialect) {
+            tracing::info!(peer = %self.peer, version = %dialect, "protocol version found");
+        }
+    }
+
+    /// The versions to try, in order. The next one is tried only if the peer doesn't know the one
+    /// before.
+    pub(crate) fn versions(&self) -> Vec<Dialect> {
+        if let Some(only) = self.config.load().version {
+            return vec![only];
+        }
+        let mut versions = Dialect::ALL.to_vec();
+        let pinned = self.pinned();
+        versions.sort_by_key(|v| Some(*v) != pinned);
+        versions
+    }
+
+    /// Where to dial, if there is something to dial for. In v1alpha1 who imports dials, so
+    /// without an import there is not.
+    pub(crate) fn to_dial(&self) -> Option<String> {
+        let config = self.config.load();
+        let served_all =
+            !config.imports() && (config.version == Some(Dialect::V1alpha1) || self.served.lock().is_some());
+        config.address.clone().filter(|_| !config.paused && !served_all && self.active().is_none())
+    }
+
+    /// A peer that is configured to speak v1alpha1 has its view before it comes, so that what
+    /// can't be said is known.
+    fn demand_view(&self) {
+        if self.config.load().version == Some(Dialect::V1alpha1) {
+            let _ = self.context.publications.view(Dialect::V1alpha1, &self.peer);
         }
     }
 
@@ -370,6 +474,7 @@ impl Link {
     /// Opens a stream with an authenticated peer, taking the link's only place, or says why not.
     pub async fn open(
         &self,
+        dialect: Dialect,
         dialled: bool,
         proven: &ProvenPeer,
     ) -> Result<(Arc<StreamCell>, watch::Receiver<Arc<View>>), StreamEnd> {
@@ -380,10 +485,14 @@ impl Link {
                 "this peer is paused here; ask the operators to resume it",
             ));
         }
-        let Some(views) = self.context.publications.view(&self.peer) else {
+        config.may_speak(dialect)?;
+        let Some(views) = self.context.publications.view(dialect, &self.peer) else {
             return Err(StreamEnd::new(Code::Unavailable, "the agent is starting; connect again"));
         };
-        self.make_place(dialled, proven)?;
+        if dialect == Dialect::V1alpha1 && !dialled {
+            return Ok((self.serve(&views), views));
+        }
+        self.make_place(dialect, dialled, proven)?;
         // What is heard must not change between the question and the new stream's place: nothing
         // more is taken from an older stream, and of two that open at once the later one counts.
         let opening = self.opening.fetch_add(1, Ordering::SeqCst) + 1;
@@ -392,34 +501,75 @@ impl Link {
         }
         let held = self.held().await?;
         let view = views.borrow().clone();
-        let imports = config.import.as_ref().is_some_and(|i| i.rules.is_some());
-        let message_bytes = config.import.as_ref().map(|i| i.limits).unwrap_or_default().message_bytes;
         let (agent, instance, log_id) = (&self.context.agent, self.context.instance, self.context.log_id);
-        let held = imports.then_some(held);
+        let (message_bytes, held) = (config.message_bytes(), config.imports().then_some(held));
         let hello = our_hello(agent, instance, log_id, view.head(), message_bytes, held);
         let session = SessionConfig {
             peer: self.peer.to_string(),
+            dialect,
             dialled,
             context: config.context.clone(),
-            hello: Some(hello),
+            hello: (dialect == Dialect::V1alpha2).then_some(hello),
             extensions_required: config.extensions_required,
             view,
             foreign_window: config.foreign_window,
         };
-        let now = self.context.clock.now();
-        let id = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
-        let mut session = StreamSession::new(session, now);
-        if let Some(import) = &config.import {
-            session.consumer.set_message_limit(import.limits.message_bytes);
-        }
-        let cell = StreamCell::new(id, dialled, session, self.work.clone(), self.context.clock.clone());
+        let cell = self.cell(session, config.message_bytes());
         self.occupy(&cell, opening)?;
+        if !dialled {
+            self.pin(dialect);
+        }
         Ok((cell, views))
     }
 
+    fn cell(&self, config: SessionConfig, message_bytes: usize) -> Arc<StreamCell> {
+        let dialled = config.dialled;
+        let id = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
+        let mut session = StreamSession::new(config, self.context.clock.now());
+        session.consumer.set_message_limit(message_bytes);
+        StreamCell::new(id, dialled, session, self.work.clone(), self.context.clock.clone())
+    }
+
+    /// A v1alpha1 stream that the peer dialled: we are its owner, and import nothing on it. A newer
+    /// one takes the place of the older.
+    fn serve(&self, views: &watch::Receiver<Arc<View>>) -> Arc<StreamCell> {
+        let config = self.config();
+        let session = SessionConfig {
+            peer: self.peer.to_string(),
+            dialect: Dialect::V1alpha1,
+            dialled: false,
+            context: Secret::default(),
+            hello: None,
+            extensions_required: false,
+            view: views.borrow().clone(),
+            foreign_window: 1,
+        };
+        let cell = self.cell(session, config.message_bytes());
+        let old = self.served.lock().replace(cell.clone());
+        if let Some(old) = old {
+            old.end(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
+        }
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        // Unless there is one to dial as well: then the connection is as that one is.
+        if self.active().is_none() && self.to_dial().is_none() {
+            self.set_connection(Connection::Up, None);
+        }
+        self.bump();
+        cell
+    }
+
     /// Whether a new stream may take the place of the active one.
-    fn make_place(&self, dialled: bool, proven: &ProvenPeer) -> Result<(), StreamEnd> {
+    fn make_place(&self, dialect: Dialect, dialled: bool, proven: &ProvenPeer) -> Result<(), StreamEnd> {
         let Some(active) = self.active() else { return Ok(()) };
+        // A stream that carries both roles is worth more than one that only imports.
+        match (active.look(StreamSession::dialect), dialect) {
+            (Dialect::V1alpha1, Dialect::V1alpha2) => return Ok(()),
+            (Dialect::V1alpha2, Dialect::V1alpha1) => {
+                let text = "a v1alpha2 stream with this peer is active; this one is a duplicate";
+                return Err(StreamEnd::new(Code::AlreadyExists, text));
+            }
+            _ => {}
+        }
         let ours_wins = self.context.our_id < proven.id;
         if active.dialled != dialled && dialled != ours_wins {
             return Err(StreamEnd::new(
@@ -451,6 +601,13 @@ impl Link {
 
     /// The stream ended: frees the place if it was still the active one.
     pub fn close(&self, cell: &Arc<StreamCell>, end: &StreamEnd) {
+        let mut served = self.served.lock();
+        if served.as_ref().is_some_and(|served| served.id == cell.id) {
+            *served = None;
+            drop(served);
+            return self.served_no_more(end);
+        }
+        drop(served);
         let mut stream = self.state.stream.lock();
         if stream.as_ref().is_none_or(|active| active.id != cell.id) {
             return;
@@ -467,6 +624,18 @@ impl Link {
         };
         self.set_connection(connection, Some(end.message.clone()));
         tracing::info!(peer = %self.peer, reason = %end.message, "stream ended");
+    }
+
+    fn served_no_more(&self, end: &StreamEnd) {
+        tracing::info!(peer = %self.peer, reason = %end.message, "v1alpha1 stream to the peer ended");
+        let up = self.slot.lock().connection == Connection::Up;
+        if up && self.active().is_none() {
+            let paused = self.config.load().paused;
+            let connection =
+                if paused { Connection::Paused } else { Connection::Down { next_attempt: None } };
+            self.set_connection(connection, Some(end.message.clone()));
+        }
+        self.bump();
     }
 
     /// Notes how the connection is doing; a repeated state keeps its age.
@@ -498,17 +667,19 @@ impl Link {
     pub fn status(&self) -> LinkStatus {
         let now = self.context.clock.now();
         let config = self.config();
-        let cell = self.active();
+        let (cell, served) = (self.active(), self.served());
+        let speaking = cell.as_ref().or(served.as_ref()).map(|c| c.look(StreamSession::dialect));
+        let version = speaking.or_else(|| self.pinned()).or(config.version);
+        let dialect = version.unwrap_or(Dialect::V1alpha2);
         let (connection, since, last_error, attempts) = {
             let slot = self.slot.lock();
             (slot.connection.clone(), slot.since, slot.last_error.clone(), slot.attempts)
         };
         let (counts, refused, expired, withheld, guard_end) = {
             let slice = self.state.slice.lock();
-            let refused = slice
-                .refused()
-                .take(1_000)
-                .map(|(k, r, older)| (one_line(k, KEY_SHOWN), r.to_string(), older));
+            let refused = slice.refused().take(1_000).map(|(k, r, older)| {
+                (one_line(k, KEY_SHOWN), dialect.in_its_words(r.clone()).to_string(), older)
+            });
             let refused = refused.collect();
             let withheld: Vec<String> = slice.withheld().take(1_000).map(|(k, _)| k.to_string()).collect();
             let guard_end = slice.withheld().map(|(_, until)| until).min();
@@ -524,7 +695,10 @@ impl Link {
             last_error,
             dialled: false,
             class: PeerClass::Unknown,
-            imports: config.import.as_ref().is_some_and(|i| i.rules.is_some()),
+            version,
+            version_note: version_note(&config, version, served.is_some()),
+            unsaid: vec![],
+            imports: config.imports(),
             counts,
             refused,
             expired,
@@ -533,7 +707,7 @@ impl Link {
             committing: self.state.committing.lock().map(|at| now.saturating_sub(at)),
             commit_error: self.state.commit_error.lock().clone(),
             owner: None,
-            offered: self.context.publications.view(&self.peer).map_or(0, |v| v.borrow().count()),
+            offered: self.context.publications.view(dialect, &self.peer).map_or(0, |v| v.borrow().count()),
             behind: 0,
             oldest_unanswered: None,
             owner_proven: false,
@@ -546,12 +720,19 @@ impl Link {
             guard_left: guard_end.map(|until| until.saturating_sub(now)),
             now,
         };
-        if let Some(cell) = cell {
+        if dialect == Dialect::V1alpha1 {
+            let unsaid = self.context.publications.unsaid(&self.peer).into_iter().take(1_000);
+            status.unsaid = unsaid.map(|(name, why)| (name.to_string(), why.to_string())).collect();
+        }
+        if let Some(cell) = &cell {
             status.dialled = cell.dialled;
+            status.consumer = Some(cell.look(|s| s.consumer.stats()));
+        }
+        // Of two v1alpha1 streams the served one has the owner's role.
+        for cell in cell.into_iter().chain(served) {
             cell.look(|s| {
                 status.class = s.class().clone();
-                status.consumer = Some(s.consumer.stats());
-                status.violations = s.violations();
+                status.violations += s.violations();
                 if let Some(owner) = &s.owner {
                     status.owner = Some(owner.stats().clone());
                     status.offered = owner.offered();
@@ -575,11 +756,23 @@ impl Link {
 }
 
 fn initial(config: &LinkConfig) -> Connection {
+    let must_wait = config.version == Some(Dialect::V1alpha1) && !config.imports();
     match (config.paused, &config.address) {
         (true, _) => Connection::Paused,
-        (false, None) => Connection::Waiting,
-        (false, Some(_)) => Connection::Connecting,
+        (false, Some(_)) if !must_wait => Connection::Connecting,
+        (false, _) => Connection::Waiting,
     }
+}
+
+/// What v1alpha1 makes impossible as things are.
+fn version_note(config: &LinkConfig, version: Option<Dialect>, served: bool) -> Option<String> {
+    let note = match (config.imports(), &config.address) {
+        _ if version != Some(Dialect::V1alpha1) => return None,
+        (true, None) => "in v1alpha1 the importer dials: set spec.address to import from this peer",
+        (false, _) if !served => "in v1alpha1 the importer dials: this peer has to dial us to be served",
+        _ => return None,
+    };
+    Some(note.to_owned())
 }
 
 /// Counts one connection of a peer until it is dropped.

@@ -72,6 +72,8 @@ struct Retry {
     deletion: Option<Change>,
     /// What was refused; only a seeded bug offers that again.
     stored: Option<Change>,
+    /// Whether it was refused as something new, and so still is.
+    fresh: bool,
 }
 
 /// The number of the next round; 0 is none, and the last one is the peer's to choose.
@@ -354,10 +356,10 @@ impl OwnerSession {
         while let Some((key, retry)) = self.retry.iter_mut().find(|(_, r)| r.due <= now) {
             // Due again only if it is refused once more.
             retry.due = Duration::MAX;
-            let (key, deletion) = (key.clone(), retry.deletion.clone());
+            let (key, deletion, fresh) = (key.clone(), retry.deletion.clone(), retry.fresh);
             let stored = retry.stored.clone().filter(|_| is_on(SeededBug::ReofferStored));
             match stored.or_else(|| self.sub.view().latest(&key)).or(deletion) {
-                Some(change) => return Some(change),
+                Some(change) => return Some(Change { fresh, ..change }),
                 None => self.retry.remove(&key),
             };
         }
@@ -472,6 +474,7 @@ impl OwnerSession {
         let waited = self.retry.get(&key).map(|r| r.wait);
         let wait = waited.map_or(RETRY_FIRST, |w| (w * 2).min(RETRY_CAP));
         let stored = is_on(SeededBug::ReofferStored).then(|| change.clone());
+        let fresh = change.fresh;
         let deletion = change.deleted.then_some(change);
         if self.retry.len() >= REFUSALS_MAX && waited.is_none() {
             // Too many to remember singly: what lives is offered once more, and only deletions
@@ -482,7 +485,7 @@ impl OwnerSession {
                 return;
             }
         }
-        self.retry.insert(key, Retry { due: now + wait, wait, deletion, stored });
+        self.retry.insert(key, Retry { due: now + wait, wait, deletion, stored, fresh });
     }
 
     /// The consumer asks for a round on the live stream. What is in flight and behind stays so,

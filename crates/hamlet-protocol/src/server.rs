@@ -1,4 +1,5 @@
-//! The agent's listener: mTLS, HTTP/2, one method. *Hardened to untrusted peer.*
+//! The agent's listener: mTLS, HTTP/2, one method of each protocol version. *Hardened to untrusted
+//! peer.*
 //!
 //! A stranger ends at TLS. A connection lives only as long as its certificate is trusted: when
 //! the trust table changes, the chain is verified again.
@@ -24,8 +25,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::dialect::v1alpha2::PATH;
-use crate::dialect::{Incoming, Outgoing};
+use crate::dialect::v1alpha1::End;
+use crate::dialect::{Dialect, Incoming, Outgoing};
 use crate::link::Link;
 use crate::stream::Outbound;
 use crate::transport::{self, SpawnExecutor};
@@ -303,23 +304,39 @@ impl Rpc {
             let text = "more streams in a minute than one connection may open; connect again later";
             return Ok(Status::resource_exhausted(text).into_http());
         }
-        if request.uri().path() != PATH {
-            let text = "this agent serves federation.resourcediscovery.v1alpha2 only";
+        let Some(dialect) = Dialect::of_path(request.uri().path()) else {
+            let text = "this agent serves EstablishStream of federation.resourcediscovery.v1alpha2.DiscoveryService and federation.resourcediscovery.v1alpha1.DiscoveryService";
             return Ok(Status::unimplemented(text).into_http());
-        }
+        };
         if let Some(refused) = not_grpc(&request) {
             return Ok(refused);
         }
-        let mut grpc = tonic::server::Grpc::new(self.link.config().codec())
-            .max_decoding_message_size(transport::MESSAGE_HARD_BYTES);
-        Ok(grpc.streaming(self, request).await)
+        let config = self.link.config();
+        let most = transport::MESSAGE_HARD_BYTES;
+        let method = Establish { rpc: self, dialect };
+        Ok(match dialect {
+            Dialect::V1alpha1 => {
+                let mut grpc = tonic::server::Grpc::new(config.v1_codec(End::Owner));
+                grpc = grpc.max_decoding_message_size(most);
+                grpc.streaming(method, request).await
+            }
+            Dialect::V1alpha2 => {
+                let mut grpc = tonic::server::Grpc::new(config.v2_codec());
+                grpc = grpc.max_decoding_message_size(most);
+                grpc.streaming(method, request).await
+            }
+        })
     }
 
-    async fn establish(self, inbound: Streaming<Incoming>) -> Result<Response<Outbound>, Status> {
-        let opened = self.link.open(false, &self.proven).await;
+    async fn establish(
+        self,
+        dialect: Dialect,
+        inbound: Streaming<Incoming>,
+    ) -> Result<Response<Outbound>, Status> {
+        let opened = self.link.open(dialect, false, &self.proven).await;
         let (cell, views) = opened.map_err(|end| Status::new(end.code, end.message))?;
         let (link, running) = (self.link, cell.clone());
-        tracing::info!(peer = %link.peer(), stream = cell.id, "stream accepted");
+        tracing::info!(peer = %link.peer(), stream = cell.id, version = %dialect, "stream accepted");
         self.spawner.spawn(format!("stream/{}", link.peer()), async move {
             let opening = std::future::ready(Ok(inbound));
             let end = running.run(opening, views, link.shutdown().clone()).await;
@@ -329,12 +346,18 @@ impl Rpc {
     }
 }
 
-impl tonic::server::StreamingService<Incoming> for Rpc {
+/// The method of one version.
+struct Establish {
+    rpc: Rpc,
+    dialect: Dialect,
+}
+
+impl tonic::server::StreamingService<Incoming> for Establish {
     type Response = Outgoing;
     type ResponseStream = Outbound;
     type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<Streaming<Incoming>>) -> Self::Future {
-        Box::pin(self.clone().establish(request.into_inner()))
+        Box::pin(self.rpc.clone().establish(self.dialect, request.into_inner()))
     }
 }

@@ -14,8 +14,7 @@ use tonic::Code;
 
 use crate::beat::{BEAT_EVERY, Beats, PeerBeat, SecondLook};
 use crate::consumer::{ConsumerSession, INBOX_BYTES, INBOX_MESSAGES};
-use crate::dialect::service::TYPE_URL;
-use crate::dialect::{Incoming, IncomingRequest, Outgoing, Secret};
+use crate::dialect::{Dialect, Incoming, IncomingRequest, Outgoing, Secret};
 use crate::owner::{BEHIND_COUNTED, OwnerSession, Window};
 use crate::wire::hamlet::federation::v1 as ext;
 
@@ -111,6 +110,9 @@ pub enum Violation {
 pub struct SessionConfig {
     /// The peer's name, for the view's bookkeeping.
     pub peer: String,
+    /// The version spoken. On v1alpha1 the peer is foreign, whoever dialled only imports, and
+    /// the other side only publishes.
+    pub dialect: Dialect,
     /// Whether we opened the stream.
     pub dialled: bool,
     /// The configured context value; empty if none.
@@ -232,12 +234,15 @@ pub struct StreamSession {
 impl StreamSession {
     /// A stream that begins now.
     pub fn new(config: SessionConfig, now: Duration) -> StreamSession {
+        let v1alpha1 = config.dialect == Dialect::V1alpha1;
+        let consumer = ConsumerSession::new(config.dialect.type_url());
         StreamSession {
-            config,
             started: now,
-            class: PeerClass::Unknown,
+            class: if v1alpha1 { PeerClass::Foreign } else { PeerClass::Unknown },
             subscribed: false,
-            sent_subscribe: false,
+            // Who accepts a v1alpha1 stream has nothing to ask for on it.
+            sent_subscribe: v1alpha1 && !config.dialled,
+            config,
             goodbye: None,
             peer_goodbye: None,
             retry_after: Duration::ZERO,
@@ -248,13 +253,23 @@ impl StreamSession {
             late_answer: SecondLook::default(),
             late_write: SecondLook::default(),
             owner: None,
-            consumer: ConsumerSession::new(TYPE_URL),
+            consumer,
         }
+    }
+
+    /// The version spoken.
+    pub fn dialect(&self) -> Dialect {
+        self.config.dialect
     }
 
     /// What the peer is.
     pub fn class(&self) -> &PeerClass {
         &self.class
+    }
+
+    /// Whether the peer has said anything.
+    pub fn has_heard(&self) -> bool {
+        self.owner.is_some() || self.consumer.stats().received > 0 || self.violations > 0
     }
 
     /// Breaches of the protocol so far.
@@ -337,7 +352,8 @@ impl StreamSession {
 
     /// Whoever opens a stream to us shows the context value before anything of it counts.
     fn check_context(&self, context: &str) -> Result<(), StreamEnd> {
-        if self.config.dialled || self.config.context.matches(context) {
+        let none = self.config.dialect == Dialect::V1alpha1;
+        if self.config.dialled || none || self.config.context.matches(context) {
             return Ok(());
         }
         let text = "the context value differs; set the same value on both sides";
@@ -372,8 +388,9 @@ impl StreamSession {
         now: Duration,
     ) -> Result<(), StreamEnd> {
         self.check_context(&request.context)?;
-        if request.resource_url != TYPE_URL {
-            let text = format!("unknown resource_url; this agent serves {TYPE_URL}");
+        let served = self.config.dialect.type_url();
+        if request.resource_url != served {
+            let text = format!("unknown resource_url; this agent serves {served}");
             return Err(StreamEnd::new(Code::InvalidArgument, text));
         }
         let hello = match kind {
@@ -393,6 +410,7 @@ impl StreamSession {
         let log_id = self.config.hello.as_ref().map(|h| h.log_id.to_vec()).unwrap_or_default();
         let (hello, window) = match &self.class {
             PeerClass::Hello(peer) => (true, window_of(peer)),
+            _ if self.config.dialect == Dialect::V1alpha1 => (false, Window::ONE),
             _ => (false, Window { messages: self.config.foreign_window, bytes: usize::MAX }),
         };
         let (peer, view) = (&self.config.peer, &self.config.view);
@@ -495,7 +513,9 @@ impl StreamSession {
             }
             self.sent_subscribe = true;
             // Extensions in the initial request are invisible to anyone else.
-            let hello = self.config.hello.clone().filter(|_| self.config.dialled || self.is_hello());
+            let spoken = self.config.dialect == Dialect::V1alpha2;
+            let hello =
+                self.config.hello.clone().filter(|_| spoken && (self.config.dialled || self.is_hello()));
             let control = hello.map(|h| ext::Control { kind: Some(ext::control::Kind::Hello(h)) });
             return Ok(Some(Outgoing::Subscribe { control }));
         }

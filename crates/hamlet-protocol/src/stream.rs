@@ -25,6 +25,8 @@ use crate::wire::hamlet::federation::v1::goodbye::Reason;
 /// Shortest and longest time between two looks at the clock.
 const TICK_MIN: Duration = Duration::from_millis(50);
 const TICK_MAX: Duration = Duration::from_secs(5);
+/// How long the peer's last word may take to arrive once HTTP/2 takes nothing more of ours.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a goodbye may take to leave.
 const GOODBYE_WAIT: Duration = Duration::from_millis(200);
 
@@ -40,6 +42,8 @@ pub struct StreamCell {
     work: Arc<Notify>,
     end: Mutex<Option<StreamEnd>>,
     ended: CancellationToken,
+    /// Nobody polls for what we write any more.
+    unheard: CancellationToken,
     clock: Arc<dyn Clock>,
 }
 
@@ -67,6 +71,7 @@ impl StreamCell {
             work,
             end: Mutex::new(None),
             ended: CancellationToken::new(),
+            unheard: CancellationToken::new(),
             clock,
         })
     }
@@ -206,6 +211,12 @@ impl StreamCell {
                         let gone = || StreamEnd::new(Code::Unavailable, "ended");
                         break 'watching self.ended().unwrap_or_else(gone);
                     }
+                    () = self.unheard.cancelled() => {
+                        // A peer that refuses a call stops reading it and says why at the same time.
+                        let lost = StreamEnd::new(Code::Unavailable, "the connection to the peer was lost");
+                        let last = tokio::time::timeout(LAST_WORD, &mut reading).await;
+                        break 'watching last.unwrap_or(lost);
+                    }
                     Ok(()) = changed.changed() => self.writer.wake(),
                     Ok(()) = views.changed() => {
                         let view = views.borrow_and_update().clone();
@@ -279,6 +290,6 @@ impl Stream for Outbound {
 
 impl Drop for Outbound {
     fn drop(&mut self) {
-        self.cell.end(StreamEnd::new(Code::Unavailable, "the connection to the peer was lost"));
+        self.cell.unheard.cancel();
     }
 }

@@ -181,9 +181,9 @@ async fn a_stream_opens_with_the_context_value_and_our_type_only() {
 async fn what_is_not_our_method_is_refused_in_http_or_grpc_terms() {
     let stage = Stage::set(None).await;
     let mut sender = connect(stage.bank.address, &stage.leaf).await.unwrap();
-    let v1 = "/federation.resourcediscovery.v1alpha1.DiscoveryService/EstablishStream";
+    let other = "/federation.resourcediscovery.v1beta1.DiscoveryService/EstablishStream";
     let cases = [
-        ("POST", v1, "application/grpc", Heard::Status(12, String::new())),
+        ("POST", other, "application/grpc", Heard::Status(12, String::new())),
         ("POST", "/", "application/grpc", Heard::Status(12, String::new())),
         ("POST", PATH, "application/json", Heard::Http(415)),
         ("GET", PATH, "application/grpc", Heard::Http(405)),

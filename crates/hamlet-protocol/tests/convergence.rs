@@ -20,7 +20,7 @@ use hamlet_core::{Fqdn, ImportedService, PeerName, Rejection, RejectionCode};
 use hamlet_protocol::consumer::{Batch, held_of};
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
 use hamlet_protocol::dialect::v1alpha2::{V2Codec, read};
-use hamlet_protocol::dialect::{Operation, Outgoing, Secret};
+use hamlet_protocol::dialect::{Dialect, Operation, Outgoing, Secret};
 use hamlet_protocol::session::{SessionConfig, StreamSession, our_hello};
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
 use proptest::prelude::*;
@@ -349,6 +349,7 @@ fn session_of(
     let hello = hello.then(|| our_hello("", 1, [7; 16], view.head(), MESSAGE_BYTES, Some(held)));
     let config = SessionConfig {
         peer: peer.to_owned(),
+        dialect: Dialect::V1alpha2,
         dialled,
         context: Secret::default(),
         hello,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hamlet_core::PeerName;
 use hamlet_identity::{ProvenPeer, Role};
 use hamlet_protocol::dialect::service::{TYPE_URL, encode};
-use hamlet_protocol::dialect::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing};
+use hamlet_protocol::dialect::{Dialect, Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing};
 use hamlet_protocol::session::StreamEnd;
 use hamlet_protocol::stream::StreamCell;
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
@@ -41,6 +41,7 @@ fn upsert(name: &str) -> Incoming {
         resource_url: TYPE_URL.into(),
         key: name.into(),
         resource: Some((TYPE_URL.into(), encode(&service("shop", name)))),
+        refused: None,
         operation: Operation::Upsert,
         context: CONTEXT.into(),
         version: 0,
@@ -78,11 +79,11 @@ fn held(cell: &Arc<StreamCell>) -> u64 {
 async fn nothing_of_an_older_stream_is_taken_after_a_newer_one_has_said_what_is_held() {
     let (bank, proven) = bank().await;
     let link = bank.link();
-    let (older, _views) = link.open(false, &proven).await.unwrap();
+    let (older, _views) = link.open(Dialect::V1alpha2, false, &proven).await.unwrap();
     older.change(|s| s.receive(upsert("late"), Duration::ZERO)).unwrap();
     // The stream breaks, which wakes the committer: it would now find the change in the inbox.
     older.end(StreamEnd::new(Code::Unavailable, "broken"));
-    let (newer, _views) = link.open(false, &proven).await.unwrap();
+    let (newer, _views) = link.open(Dialect::V1alpha2, false, &proven).await.unwrap();
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -94,7 +95,10 @@ async fn nothing_of_an_older_stream_is_taken_after_a_newer_one_has_said_what_is_
 async fn of_two_streams_that_open_at_once_the_later_one_counts() {
     let (bank, proven) = bank().await;
     let link = bank.link();
-    let (first, second) = tokio::join!(link.open(false, &proven), link.open(false, &proven));
+    let (first, second) = tokio::join!(
+        link.open(Dialect::V1alpha2, false, &proven),
+        link.open(Dialect::V1alpha2, false, &proven)
+    );
     assert_eq!(first.unwrap_err().code, Code::Aborted);
     let (second, _views) = second.unwrap();
     assert_eq!(link.active().unwrap().id, second.id);
@@ -105,7 +109,7 @@ async fn of_two_streams_that_open_at_once_the_later_one_counts() {
 async fn a_stream_follows_the_view_that_replaced_its_own_before_it_ran() {
     let (bank, proven) = bank().await;
     let link = bank.link();
-    let (cell, views) = link.open(false, &proven).await.unwrap();
+    let (cell, views) = link.open(Dialect::V1alpha2, false, &proven).await.unwrap();
     cell.change(|s| s.receive(upsert("x"), Duration::ZERO)).unwrap();
     let before = views.borrow().clone();
     // Another peer shared the view, and then the two part.

@@ -13,7 +13,9 @@ use hamlet_core::view::{Offer, VersionCounter, View};
 use hamlet_core::{PeerName, Rejection, RejectionCode};
 use hamlet_protocol::consumer::ConsumerSession;
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
-use hamlet_protocol::dialect::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
+use hamlet_protocol::dialect::{
+    Dialect, Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret,
+};
 use hamlet_protocol::owner::REFUSALS_MAX;
 use hamlet_protocol::session::{PeerClass, SessionConfig, StreamEnd, StreamSession};
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
@@ -35,6 +37,7 @@ fn session(dialled: bool, context: &str, view: &Arc<View>) -> StreamSession {
     let held = Some(ext::Held { round: 1, ..ext::Held::default() });
     let config = SessionConfig {
         peer: "bank".to_owned(),
+        dialect: Dialect::V1alpha2,
         dialled,
         context: Secret::new(context),
         hello: Some(ext::Hello { version: 1, held, ..ext::Hello::default() }),
@@ -70,6 +73,7 @@ fn upsert(key: &str, value: Bytes) -> IncomingOffer {
         resource_url: TYPE_URL.into(),
         key: key.into(),
         resource: Some((TYPE_URL.to_owned(), value)),
+        refused: None,
         operation: Operation::Upsert,
         context: String::new(),
         version: 0,

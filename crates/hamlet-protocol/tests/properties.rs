@@ -18,7 +18,9 @@ use hamlet_core::{
 };
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
 use hamlet_protocol::dialect::v1alpha2::{V2Codec, read};
-use hamlet_protocol::dialect::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
+use hamlet_protocol::dialect::{
+    Dialect, Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret,
+};
 use hamlet_protocol::session::{PeerClass, SessionConfig, StreamSession};
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
 use proptest::prelude::*;
@@ -64,7 +66,8 @@ fn offer() -> impl Strategy<Value = IncomingOffer> {
     (nonce(), url(), key, prop::option::weighted(0.9, (url(), value())), operation).prop_map(
         |(nonce, resource_url, key, resource, operation)| {
             let context = String::new();
-            IncomingOffer { nonce, resource_url, key, resource, operation, context, version: 0 }
+            let refused = None;
+            IncomingOffer { nonce, resource_url, key, resource, refused, operation, context, version: 0 }
         },
     )
 }
@@ -164,6 +167,7 @@ impl Fed {
         let view = View::new(TYPE_URL);
         let config = SessionConfig {
             peer: "bank".to_owned(),
+            dialect: Dialect::V1alpha2,
             dialled,
             context: Secret::default(),
             hello: extensions

@@ -13,7 +13,9 @@ use hamlet_core::view::{Offer, VersionCounter, View};
 use hamlet_core::{PeerName, Rejection};
 use hamlet_protocol::consumer::held_of;
 use hamlet_protocol::dialect::service::{TYPE_URL, decode};
-use hamlet_protocol::dialect::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
+use hamlet_protocol::dialect::{
+    Dialect, Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret,
+};
 use hamlet_protocol::session::{PeerClass, SessionConfig, StreamSession, our_hello};
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
 
@@ -56,6 +58,7 @@ impl End {
         let hello = hello.then(|| our_hello("test", 1, [7; 16], view.head(), 65_536, Some(held)));
         let config = SessionConfig {
             peer: peer.to_owned(),
+            dialect: Dialect::V1alpha2,
             dialled,
             context: Secret::default(),
             hello,
@@ -303,6 +306,7 @@ fn offer(operation: Operation, resource: Option<Bytes>) -> IncomingOffer {
         resource_url: TYPE_URL.into(),
         key: "billing".into(),
         resource: resource.map(|value| (TYPE_URL.to_owned(), value)),
+        refused: None,
         operation,
         context: String::new(),
         version: 0,
@@ -383,6 +387,7 @@ fn a_wrong_context_or_resource_type_is_told_and_the_right_one_passes() {
         let view = View::new(TYPE_URL);
         let config = SessionConfig {
             peer: "shop".into(),
+            dialect: Dialect::V1alpha2,
             dialled: false,
             context: Secret::new("open sesame"),
             hello: None,

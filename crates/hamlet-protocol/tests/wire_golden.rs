@@ -91,7 +91,8 @@ fn written(context: &str, message: &Outgoing) -> Vec<u8> {
 
 fn offer(deleted: bool) -> Outgoing {
     let offer = Arc::new(Offer::new(TYPE_URL, "ledger", encode(&service())));
-    Outgoing::Offer { nonce: 42, change: Change { version: 9, offer, deleted }, versioned: false }
+    let change = Change { version: 9, offer, deleted, fresh: true };
+    Outgoing::Offer { nonce: 42, change, versioned: false }
 }
 
 fn control(kind: ext::control::Kind) -> ext::Control {
@@ -227,6 +228,7 @@ fn every_change_of_python_is_read_as_it_was_meant() {
             resource_url: TYPE_URL.to_owned(),
             key: "ledger".to_owned(),
             resource: Some((TYPE_URL.to_owned(), Bytes::from(golden!("service")))),
+            refused: None,
             operation,
             context: CONTEXT.to_owned(),
             version: 0,

@@ -15,9 +15,8 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::import::ImportRules;
 use hamlet_core::imported::ImportLimits;
 use hamlet_core::lease::NameLeases;
-use hamlet_core::offers::{IngressOffer, PublicationInputs, Publications, offer_of};
+use hamlet_core::offers::{IngressOffer, PublicationInputs, offer_of};
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
-use hamlet_core::view::VersionCounter;
 use hamlet_core::{
     AddressRange, CallerForm, DnsLabel, Endpoint, EndpointAddress, Fqdn, LocalInstance, LocalService,
     NameSuffix, PeerName, PortRange, Protocol, ServiceName, TrustDomain,
@@ -25,7 +24,8 @@ use hamlet_core::{
 use hamlet_identity::{LocalIdentity, PeerTrust, TrustBundle, TrustTable};
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::Secret;
-use hamlet_protocol::dialect::service::{TYPE_URL, encode};
+use hamlet_protocol::dialect::offered::Offered;
+use hamlet_protocol::dialect::service::encode;
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_protocol::server::{AgentServer, Links, ServerContext};
@@ -88,7 +88,7 @@ pub(super) struct Agent {
     pub(super) peer: PeerName,
     /// Time.
     pub(super) clock: Arc<dyn Clock>,
-    publications: Arc<Publications>,
+    publications: Arc<Offered>,
     identities: Identities,
     spawner: Spawner,
     shutdown: Shutdown,
@@ -110,7 +110,7 @@ impl Agent {
         let shutdown = Shutdown::new();
         let supervisor = Supervisor::new(shutdown.clone());
         let spawner = supervisor.spawner();
-        let publications = Arc::new(Publications::new(TYPE_URL, Arc::new(encode), VersionCounter::default()));
+        let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {
             our_id: identities.identity.spiffe_id(),
@@ -127,6 +127,7 @@ impl Agent {
         let import = address.map(|_| settings(peer, services)).transpose()?;
         let config = LinkConfig {
             address: address.map(|a| a.to_string()),
+            version: None,
             context: Secret::new(""),
             extensions_required: false,
             foreign_window: 1,

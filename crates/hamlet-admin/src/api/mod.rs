@@ -19,7 +19,7 @@ pub use agent::{
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{
     Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof, PublishProgress,
-    RefusedService,
+    RefusedService, UnsaidService,
 };
 pub use policy::{ImportStatus, PublicationStatus};
 pub use service::{InstanceStatus, Origin, Programming, ServiceStatus, Standing};

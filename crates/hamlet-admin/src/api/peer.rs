@@ -256,6 +256,16 @@ pub struct RefusedService {
     pub age_ms: Option<u64>,
 }
 
+/// A service that the peer isn't offered because its version of the protocol can't say it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UnsaidService {
+    /// Our name for it.
+    pub service: String,
+    /// What can't be said, and what to do.
+    pub reason: String,
+}
+
 /// What we publish to the peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -276,6 +286,11 @@ pub struct PublishProgress {
     pub proof: Proof,
     /// Age of the last change of what it should have.
     pub last_change_ms: Option<u64>,
+    /// How many services its version of the protocol can't say; may exceed the list below.
+    pub unsaid_total: u64,
+    /// Services that policy makes visible to it but that its version can't say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unsaid: Vec<UnsaidService>,
 }
 
 /// What we import from the peer.
@@ -331,6 +346,12 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// Age of that state.
     pub state_age_ms: u64,
+    /// The version of the protocol in use, or that worked last, or that is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What that version makes impossible as things are configured, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_note: Option<String>,
     /// What it said about itself; absent with peers that know no extensions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hello: Option<HelloStatus>,

@@ -4,14 +4,77 @@
 //! dialect's own module. `2` means UPDATE in v1alpha1 and DELETE in v1alpha2: two modules, one
 //! meaning.
 
+pub mod offered;
 pub mod service;
+pub mod translate;
+pub mod v1alpha1;
 pub mod v1alpha2;
+
+use std::fmt;
 
 use bytes::Bytes;
 use hamlet_core::Rejection;
 use hamlet_core::view::Change;
 
 use crate::wire::hamlet::federation::v1::Control;
+
+/// A published version of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dialect {
+    /// The first one: the consumer dials, and each side of a stream has one role.
+    V1alpha1,
+    /// The second one: one stream carries both roles both ways.
+    V1alpha2,
+}
+
+impl Dialect {
+    /// Both, in the order in which a peer of unknown version is tried.
+    pub const ALL: [Dialect; 2] = [Dialect::V1alpha2, Dialect::V1alpha1];
+
+    /// As written in configuration and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Dialect::V1alpha1 => "v1alpha1",
+            Dialect::V1alpha2 => "v1alpha2",
+        }
+    }
+
+    /// Path of the stream's method.
+    pub fn path(self) -> &'static str {
+        match self {
+            Dialect::V1alpha1 => v1alpha1::PATH,
+            Dialect::V1alpha2 => v1alpha2::PATH,
+        }
+    }
+
+    /// Type URL of the resource, which is also the stream's `resource_url`.
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Dialect::V1alpha1 => translate::TYPE_URL,
+            Dialect::V1alpha2 => service::TYPE_URL,
+        }
+    }
+
+    /// The dialect of a method's path.
+    pub fn of_path(path: &str) -> Option<Dialect> {
+        Dialect::ALL.into_iter().find(|d| d.path() == path)
+    }
+
+    /// A refusal in this dialect's words. Rules speak of v1alpha2's fields; in v1alpha1 the same
+    /// things have other names.
+    pub fn in_its_words(self, rejection: Rejection) -> Rejection {
+        match self {
+            Dialect::V1alpha1 => Rejection { field: translate::field(&rejection.field), ..rejection },
+            Dialect::V1alpha2 => rejection,
+        }
+    }
+}
+
+impl fmt::Display for Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// What one message from the peer holds, the response first: it is handled first.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,8 +96,11 @@ pub struct IncomingOffer {
     pub resource_url: String,
     /// The key.
     pub key: String,
-    /// Type and raw value of the resource, if there is one.
+    /// Type and raw value of the resource, if there is one; the value of a v1alpha1 resource is
+    /// translated already.
     pub resource: Option<(String, Bytes)>,
+    /// Why the offer can't be taken, where only its dialect can tell.
+    pub refused: Option<Rejection>,
     /// What happened.
     pub operation: Operation,
     /// The shared context value.
@@ -113,6 +179,11 @@ impl Secret {
     /// The text itself, for the wire only.
     pub(crate) fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether there is no text.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whether `other` is the same text; takes the same time wherever they differ.

@@ -134,6 +134,7 @@ impl OversizedStream {
             resource_url: r.resource_url,
             key: r.resource_id,
             resource: None,
+            refused: None,
             operation: operation(r.operation),
             context: r.context,
             version: 0,
@@ -165,6 +166,7 @@ pub fn incoming(message: pb::BidirectionalStream, bytes: usize) -> Incoming {
         resource_url: r.resource_url,
         key: r.resource_id,
         resource: r.resource.map(|any| (any.type_url, any.value)),
+        refused: None,
         operation: operation(r.operation),
         context: r.context,
         version: r.entry.map_or(0, |e| e.version),
@@ -194,7 +196,7 @@ pub fn status_code(code: RejectionCode) -> i32 {
 
 /// The status of an answer. An acknowledgement has one too, present and empty: peers crash
 /// without it.
-fn status(answer: &Result<(), Rejection>) -> rpc::Status {
+pub(super) fn status(answer: &Result<(), Rejection>) -> rpc::Status {
     let Err(rejection) = answer else { return rpc::Status::default() };
     let detail = rpc::ErrorInfo {
         reason: rejection.reason(),
@@ -297,16 +299,16 @@ impl V2Codec {
     }
 }
 
-fn field_len(tag: u32, len: usize) -> usize {
+pub(super) fn field_len(tag: u32, len: usize) -> usize {
     key_len(tag) + encoded_len_varint(len as u64) + len
 }
 
-fn put_header(tag: u32, len: usize, dst: &mut impl BufMut) {
+pub(super) fn put_header(tag: u32, len: usize, dst: &mut impl BufMut) {
     encode_key(tag, WireType::LengthDelimited, dst);
     encode_varint(len as u64, dst);
 }
 
-fn put_field(tag: u32, bytes: &[u8], dst: &mut impl BufMut) {
+pub(super) fn put_field(tag: u32, bytes: &[u8], dst: &mut impl BufMut) {
     put_header(tag, bytes.len(), dst);
     dst.put_slice(bytes);
 }
@@ -343,7 +345,7 @@ mod tests {
     fn the_offer_writer_agrees_with_the_message_definition() {
         for (context, deleted) in [("", false), ("secret", true)] {
             let offer = Arc::new(Offer::new("t", "ledger", Bytes::from_static(b"value")));
-            let change = Change { version: 7, offer, deleted };
+            let change = Change { version: 7, offer, deleted, fresh: true };
             let bytes = written(&codec(context), &Outgoing::Offer { nonce: 42, change, versioned: deleted });
             let message = pb::BidirectionalStream::decode(&bytes[..]).unwrap();
             let response = message.response.unwrap();

@@ -11,13 +11,12 @@ use arc_swap::ArcSwap;
 use hamlet_core::guard::GuardSettings;
 use hamlet_core::imported::ImportLimits;
 use hamlet_core::lease::NameLeases;
-use hamlet_core::offers::{IngressOffer, PublicationInputs, Publications};
+use hamlet_core::offers::{IngressOffer, PublicationInputs};
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
-use hamlet_core::view::VersionCounter;
 use hamlet_core::{CallerForm, DnsLabel, Fqdn, LocalInstance, LocalService, PeerName, Protocol, ServiceName};
 use hamlet_protocol::dial::Dialler;
-use hamlet_protocol::dialect::Secret;
-use hamlet_protocol::dialect::service::{TYPE_URL, encode};
+use hamlet_protocol::dialect::offered::Offered;
+use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_protocol::server::{AgentServer, Links, ServerContext};
@@ -42,6 +41,17 @@ pub struct Known<'a> {
     pub address: Option<SocketAddr>,
 }
 
+/// How it is met otherwise.
+#[derive(Clone, Copy, Default)]
+pub struct Manner {
+    /// The only version to speak.
+    pub version: Option<Dialect>,
+    /// No context value: v1alpha1 has none.
+    pub no_context: bool,
+    /// Import nothing.
+    pub no_import: bool,
+}
+
 /// A running agent.
 pub struct Agent {
     /// Its mesh.
@@ -51,7 +61,7 @@ pub struct Agent {
     /// What outlives it.
     pub store: Arc<MemoryStore>,
     /// Its views.
-    pub publications: Arc<Publications>,
+    pub publications: Arc<Offered>,
     /// Its imports.
     pub catalogue: ImportedCatalogue,
     /// Its links by peer.
@@ -97,13 +107,24 @@ impl Agent {
         store: Arc<MemoryStore>,
         peers: &[Known<'_>],
     ) -> Agent {
+        Agent::mannered(name, ca, store, peers, Manner::default()).await
+    }
+
+    /// The same, meeting all of them in some manner.
+    pub async fn mannered(
+        name: &'static str,
+        ca: TestCa,
+        store: Arc<MemoryStore>,
+        peers: &[Known<'_>],
+        manner: Manner,
+    ) -> Agent {
         let clock = SystemClock::shared();
         let shutdown = Shutdown::new();
         let supervisor = Supervisor::new(shutdown.clone());
         let spawner = supervisor.spawner();
         let trust = trust_table(peers.iter().map(|p| p.ca.trust_as(p.name)).collect());
         let identity = ca.agent().identity();
-        let publications = Arc::new(Publications::new(TYPE_URL, Arc::new(encode), VersionCounter::default()));
+        let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {
             our_id: identity.spiffe_id(),
@@ -121,7 +142,7 @@ impl Agent {
         let mut linked = BTreeMap::new();
         for known in peers {
             let peer = PeerName::parse(known.name).unwrap();
-            let (config, loaded) = (link_config(known), store.load(&peer));
+            let (config, loaded) = (link_config(known, manner), store.load(&peer));
             let link =
                 Link::start(peer.clone(), config, context.clone(), loaded, shutdown.child()).await.unwrap();
             let dialler = Dialler::new(link.clone(), identity.clone(), trust.clone(), spawner.clone());
@@ -149,7 +170,13 @@ impl Agent {
 
     /// Publishes exactly `names` to several peers alike.
     pub fn publish_to(&self, to: &[&str], names: &[String]) {
-        let services: Vec<Arc<LocalService>> = names.iter().map(|n| Arc::new(self.local(n))).collect();
+        let services: Vec<LocalService> = names.iter().map(|n| self.local(n)).collect();
+        self.publish_services(to, services);
+    }
+
+    /// Publishes exactly these services to several peers alike.
+    pub fn publish_services(&self, to: &[&str], services: Vec<LocalService>) {
+        let services: Vec<Arc<LocalService>> = services.into_iter().map(Arc::new).collect();
         let peers: BTreeSet<PeerName> = to.iter().map(|p| PeerName::parse(p).unwrap()).collect();
         let rule = PublicationRule {
             name: "all".into(),
@@ -158,17 +185,18 @@ impl Agent {
             all: true,
             peers: peers.clone(),
         };
-        let offered = service(self.name, "x");
+        let like = service(self.name, "x");
         self.publications.refresh(PublicationInputs {
             services: &services,
-            ingress: &IngressOffer { endpoints: offered.endpoints, sans: offered.sans },
+            ingress: &IngressOffer { endpoints: like.endpoints, sans: like.sans },
             policy: &PublicationPolicy { rules: vec![rule] },
             peers: &peers,
             ready: true,
         });
     }
 
-    fn local(&self, name: &str) -> LocalService {
+    /// A local service of this mesh, with one instance.
+    pub fn local(&self, name: &str) -> LocalService {
         let fqdn = Fqdn::parse(&format!("{name}.{}.example", self.name)).unwrap();
         LocalService {
             name: ServiceName::parse(name).unwrap(),
@@ -216,9 +244,9 @@ impl Agent {
     }
 }
 
-fn link_config(peer: &Known<'_>) -> LinkConfig {
+fn link_config(peer: &Known<'_>, manner: Manner) -> LinkConfig {
     let import = ImportSettings {
-        rules: Some(rules(peer.name)),
+        rules: (!manner.no_import).then(|| rules(peer.name)),
         limits: ImportLimits::default(),
         guard: GuardSettings::default(),
         hold: Some(Duration::from_secs(3600)),
@@ -226,7 +254,8 @@ fn link_config(peer: &Known<'_>) -> LinkConfig {
     };
     LinkConfig {
         address: peer.address.map(|a| a.to_string()),
-        context: Secret::new(CONTEXT),
+        version: manner.version,
+        context: if manner.no_context { Secret::default() } else { Secret::new(CONTEXT) },
         extensions_required: false,
         foreign_window: 1,
         paused: false,

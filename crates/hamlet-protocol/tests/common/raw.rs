@@ -135,38 +135,55 @@ impl Call {
         Ok(Call { writer, headers, http, body, buffer: BytesMut::new() })
     }
 
+    /// Whether the headers that opened it ended it as well.
+    pub fn ended_at_once(&self) -> bool {
+        self.http != 200 || self.headers.contains_key("grpc-status")
+    }
+
     /// The next message, or how the stream ended.
     pub async fn hear(&mut self) -> Heard {
         tokio::time::timeout(GENEROUS, self.next()).await.expect("something in time")
     }
 
     async fn next(&mut self) -> Heard {
+        match self.next_bytes().await {
+            Ok(bytes) => Heard::Message(Box::new(pb::BidirectionalStream::decode(bytes).expect("a message"))),
+            Err(heard) => heard,
+        }
+    }
+
+    /// The bytes of the next message of any kind, or how the stream ended.
+    pub async fn hear_bytes(&mut self) -> Result<Bytes, Heard> {
+        tokio::time::timeout(GENEROUS, self.next_bytes()).await.expect("something in time")
+    }
+
+    async fn next_bytes(&mut self) -> Result<Bytes, Heard> {
         if self.http != 200 {
-            return Heard::Http(self.http);
+            return Err(Heard::Http(self.http));
         }
         loop {
             if let Some(message) = self.message() {
-                return Heard::Message(Box::new(message));
+                return Ok(message);
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => self.buffer.put(data),
                     Err(frame) => self.headers.extend(frame.into_trailers().unwrap_or_default()),
                 },
-                Some(Err(error)) => return Heard::Broken(error.to_string()),
-                None => return self.status(),
+                Some(Err(error)) => return Err(Heard::Broken(error.to_string())),
+                None => return Err(self.status()),
             }
         }
     }
 
-    fn message(&mut self) -> Option<pb::BidirectionalStream> {
+    fn message(&mut self) -> Option<Bytes> {
         let header = self.buffer.get(..5)?;
         let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
         if self.buffer.len() < 5 + length {
             return None;
         }
         self.buffer.advance(5);
-        Some(pb::BidirectionalStream::decode(self.buffer.split_to(length)).expect("a message"))
+        Some(self.buffer.split_to(length).freeze())
     }
 
     fn status(&self) -> Heard {

@@ -6,7 +6,8 @@ The tests only read the .hex files; run this again when a message changes:
     /tmp/golden/bin/python make_golden.py
 
 Each file is the deterministic serialization of one message (fields in number order, maps in key
-order) in hex, 32 bytes a line. `wire_golden.rs` builds the same messages and compares both ways.
+order) in hex, 32 bytes a line. `wire_golden.rs` and `wire_golden_v1alpha1.rs` build the same
+messages and compare both ways.
 """
 
 import pathlib
@@ -36,7 +37,9 @@ def compiled():
 
 
 compiled()
+from federation.resourcediscovery.v1alpha1 import discovery_pb2 as d1  # noqa: E402
 from federation.resourcediscovery.v1alpha2 import discovery_pb2 as d  # noqa: E402
+from federation.types.v1alpha1 import federated_service_pb2 as t1  # noqa: E402
 from federation.types.v1alpha2 import federated_service_pb2 as t  # noqa: E402
 from google.rpc import status_pb2  # noqa: E402
 
@@ -117,6 +120,47 @@ def proof(c):
     p.seq, p.verdict, p.root, p.refused, p.withheld = 3, 3, bytes(32), 1, 200
 
 
+URL1 = "type.googleapis.com/federation.types.v1alpha1.FederatedService"
+
+
+def v1_service():
+    s = t1.FederatedService(
+        name="ledger",
+        description="Bücher",
+        tags=["prod", "b"],
+        fqdn="ledger.bank.example",
+        id="http.ledger.bank.example",
+        san="spiffe://bank.example/gateway",
+        protocols=["HTTP2", "TLS"],
+    )
+    # Not in key order on purpose.
+    s.labels["zone"] = "b"
+    s.labels["app"] = "x"
+    s.labels["Team"] = "ä"
+    s.endpoints.add(address="192.0.2.7", port=7444)
+    s.endpoints.add(address="2001:db8::7", port=65535)
+    return s
+
+
+def v1_response(operation, nonce="42"):
+    r = d1.StreamResponse(nonce=nonce, resource_url=URL1, operation=operation)
+    r.resource.type_url = URL1
+    r.resource.value = v1_service().SerializeToString(deterministic=True)
+    return r
+
+
+def v1_answer(nonce, status):
+    return d1.StreamRequest(resource_url=URL1, response_nonce=nonce, status=status)
+
+
+def v1_refused():
+    info = status_pb2.ErrorInfo(reason="SAN_MISSING", domain="hamlet.dev", metadata={"field": "san"})
+    status = status_pb2.Status(code=7, message="san-missing: san: set it")
+    detail = status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo")
+    detail.value = info.SerializeToString(deterministic=True)
+    return status
+
+
 MESSAGES = {
     "subscription": d.BidirectionalStream(request=d.StreamRequest(resource_url=URL, context="a b")),
     "hello": hello(),
@@ -130,6 +174,17 @@ MESSAGES = {
     "goodbye": control(lambda c: c.goodbye.MergeFrom(type(c.goodbye)(reason=2, retry_after_ms=1500))),
     "service": service(),
     "empty_label": empty_label(),
+    "v1_subscription": d1.StreamRequest(resource_url=URL1),
+    "v1_ack": v1_answer("7", status_pb2.Status()),
+    "v1_ack_of_empty_nonce": v1_answer("", status_pb2.Status()),
+    "v1_nack": v1_answer("7", v1_refused()),
+    # What the Go library's consumer says of everything it can't take.
+    "v1_nack_of_go": v1_answer("7", status_pb2.Status(code=14, message="unable to handle the message")),
+    "v1_create": v1_response(1),
+    "v1_update": v1_response(2),
+    "v1_delete": v1_response(3),
+    "v1_create_without_nonce": v1_response(1, nonce=""),
+    "v1_service": v1_service(),
 }
 
 for name, message in MESSAGES.items():

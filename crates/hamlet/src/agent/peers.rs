@@ -6,13 +6,13 @@ use std::sync::Arc;
 use hamlet_core::PeerName;
 use hamlet_identity::{PeerTrust, TrustBundle, TrustTable};
 use hamlet_protocol::dial::Dialler;
-use hamlet_protocol::dialect::Secret;
+use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::ImportSettings;
 use hamlet_protocol::importer::RESYNC_EVERY;
 use hamlet_protocol::link::{Link, LinkConfig};
 
 use super::Agent;
-use crate::config::{Config, Extensions, HoldTime, PeerConfig};
+use crate::config::{Config, Extensions, HoldTime, PeerConfig, Version};
 
 /// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
 /// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
@@ -65,6 +65,11 @@ impl Agent {
         LinkConfig {
             // Without trust or secret there is nobody to dial.
             address: peer.address.as_ref().filter(|_| distrusted.is_none()).map(ToString::to_string),
+            version: match peer.version {
+                Version::Auto => None,
+                Version::V1alpha1 => Some(Dialect::V1alpha1),
+                Version::V1alpha2 => Some(Dialect::V1alpha2),
+            },
             context,
             extensions_required: peer.extensions == Extensions::Required,
             foreign_window: 1,

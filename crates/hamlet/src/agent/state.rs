@@ -14,12 +14,10 @@ use hamlet_admin::metrics::MetricsText;
 use hamlet_core::catalogue::{Catalogue, SliceWriter};
 use hamlet_core::durable::LoadedPeer;
 use hamlet_core::lease::NameLeases;
-use hamlet_core::offers::Publications;
-use hamlet_core::view::VersionCounter;
 use hamlet_core::{LocalService, PeerName, ServiceName};
 use hamlet_gateway::{AddressPool, Gateway};
 use hamlet_identity::{LocalIdentity, TrustTable};
-use hamlet_protocol::dialect::service::{TYPE_URL, encode};
+use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::ImportedCatalogue;
 use hamlet_protocol::link::{Link, LinkContext};
 use hamlet_protocol::server::Links;
@@ -71,7 +69,7 @@ pub(crate) struct Agent {
     pub(super) damage: Option<String>,
     pub(super) local: LocalCatalogue,
     pub(super) source: SliceWriter<&'static str, ServiceName, LocalService>,
-    pub(super) publications: Arc<Publications>,
+    pub(super) publications: Arc<Offered>,
     pub(super) imported: ImportedCatalogue,
     pub(super) leases: NameLeases,
     pub(super) links: Links,
@@ -111,8 +109,7 @@ impl Agent {
         let pool = load_pool(&opened.store, &loaded.config);
         // Versions count anew in each process, so each has a log of its own.
         let log_id: [u8; 16] = rand::random();
-        let publications = Publications::new(TYPE_URL, Arc::new(encode), VersionCounter::default());
-        let publications = Arc::new(publications);
+        let publications = Arc::new(Offered::new());
         let local = LocalCatalogue::new();
         let source = local.writer("file").context("the file source has its slice already")?;
         let imported = ImportedCatalogue::new();

@@ -8,7 +8,7 @@ use hamlet_admin::api::{
     AgentStatus, ConfigStatus, Direction, Event, Flow, HelloStatus, IdentityStatus, ImportProgress,
     ImportStatus, InstanceStatus, ListenerStatus, Origin, PeerState, PeerStatus, Programming, Proof,
     PublicationStatus, PublishProgress, ReadyCheck, RefusedService, ReloadProblems, ReloadReport,
-    ServiceStatus, Standing, StoreStatus, TaskFailure, TaskStatus,
+    ServiceStatus, Standing, StoreStatus, TaskFailure, TaskStatus, UnsaidService,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
@@ -112,8 +112,10 @@ fn fingerprint(l: &LinkStatus) -> String {
     let verdict = l.consumer.map(|c| std::mem::discriminant(&c.verdict));
     let stalled = l.oldest_unanswered.is_some_and(|age| age >= STALLED);
     format!(
-        "{:?} {:?} {verdict:?} {:?} {} {} {} {} {stalled};",
+        "{:?} {:?} {} {:?} {verdict:?} {:?} {} {} {} {} {stalled};",
         l.peer,
+        l.version,
+        l.unsaid.len(),
         std::mem::discriminant(&l.connection),
         l.counts,
         l.owner_proven,
@@ -217,6 +219,10 @@ fn refusal(service: &str, text: &str, older: bool) -> RefusedService {
     }
 }
 
+fn unsaid((service, reason): &(String, String)) -> UnsaidService {
+    UnsaidService { service: one_line(service, 253), reason: one_line(reason, 512) }
+}
+
 /// How many of our services the peer refuses. On a new stream it repeats no answers, so then only
 /// its proofs tell the number.
 fn refused_by_peer(l: &LinkStatus) -> u64 {
@@ -241,6 +247,8 @@ fn publish_progress(l: &LinkStatus) -> PublishProgress {
         oldest_unanswered_ms: l.oldest_unanswered.map(ms),
         proof: publish_proof(l),
         last_change_ms: None,
+        unsaid_total: l.unsaid.len() as u64,
+        unsaid: l.unsaid.iter().take(REFUSED_SHOWN).map(unsaid).collect(),
     }
 }
 
@@ -407,6 +415,8 @@ impl StateSource for Agent {
                     },
                     state,
                     state_age_ms: ms(l.age),
+                    version: l.version.map(|v| v.to_string()),
+                    version_note: l.version_note.clone(),
                     hello: match &l.class {
                         PeerClass::Hello(h) => Some(HelloStatus {
                             agent: h.agent.clone(),

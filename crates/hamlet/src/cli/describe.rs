@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Args;
 use hamlet_admin::api::{
     ImportProgress, ImportStatus, InstanceStatus, PeerStatus, Programming, PublicationStatus,
-    PublishProgress, RefusedService, ServiceStatus, human_age,
+    PublishProgress, RefusedService, ServiceStatus, UnsaidService, human_age,
 };
 use hamlet_core::rejection::one_line;
 
@@ -109,6 +109,8 @@ fn peer(peer: &PeerStatus) -> Page {
     page.field("Connection", peer.direction.to_string());
     page.field("State", peer.state.to_string());
     page.field("Since", human_age(peer.state_age_ms));
+    page.option("Protocol", peer.version.as_ref());
+    page.option("Note", peer.version_note.as_ref());
     if let Some(hello) = &peer.hello {
         let capabilities = hello.capabilities.join(", ");
         let colon = if capabilities.is_empty() { "" } else { ": " };
@@ -142,6 +144,7 @@ fn publish(page: &mut Page, p: &PublishProgress) {
     page.field("Proof", p.proof.to_string());
     page.option("Last change", ago(p.last_change_ms));
     refused(page, p.refused_total, &p.refused);
+    unsaid(page, p.unsaid_total, &p.unsaid);
 }
 
 fn import_progress(page: &mut Page, i: &ImportProgress) {
@@ -170,6 +173,22 @@ fn refused(page: &mut Page, total: u64, list: &[RefusedService]) {
     }
     let more = total.saturating_sub(list.len() as u64);
     if more > 0 && !list.is_empty() {
+        page.text += &format!("{}- and {more} more\n", " ".repeat(page.indent + 2));
+    }
+}
+
+/// What the peer's version of the protocol can't say; nothing if there is none.
+fn unsaid(page: &mut Page, total: u64, list: &[UnsaidService]) {
+    if total == 0 {
+        return;
+    }
+    page.field("Can't be said", format!("{total}, so not offered in the peer's version of the protocol"));
+    for u in list {
+        let line = format!("{}: {}", u.service, u.reason);
+        page.text += &format!("{}- {}\n", " ".repeat(page.indent + 2), one_line(&line, VALUE_BYTES));
+    }
+    let more = total.saturating_sub(list.len() as u64);
+    if more > 0 {
         page.text += &format!("{}- and {more} more\n", " ".repeat(page.indent + 2));
     }
 }

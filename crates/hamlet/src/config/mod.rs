@@ -27,7 +27,7 @@ use std::path::Path;
 pub use model::{
     Config, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityFiles, ImportConfig, Limits, Listeners,
     LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Secret, SecretError,
-    SecretFile, ZoneConfig,
+    SecretFile, Version, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;

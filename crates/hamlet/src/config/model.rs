@@ -225,7 +225,10 @@ pub struct PeerConfig {
     pub guard: GuardSettings,
     /// Quotas and the refused hold; the mesh's limits where the peer has none of its own.
     pub limits: ImportLimits,
-    /// Whether it must speak our extensions.
+    /// Which version of the protocol is spoken with it.
+    pub version: Version,
+    /// Whether it must speak our extensions; not with [`Version::V1alpha1`], nor is there a context
+    /// value then.
     pub extensions: Extensions,
     /// Keep it, but don't talk to it.
     pub paused: bool,
@@ -238,6 +241,17 @@ pub enum HoldTime {
     For(Duration),
     /// Until a person says otherwise.
     Forever,
+}
+
+/// Which version of the protocol is spoken with a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// The one that the peer knows.
+    Auto,
+    /// The first published one only.
+    V1alpha1,
+    /// The second published one only.
+    V1alpha2,
 }
 
 /// Whether a peer must speak our extensions of the protocol.

@@ -15,7 +15,7 @@ use hamlet_core::{
     TrustDomain,
 };
 
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress};
+use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Version};
 use super::problem::Mark;
 use super::scalar::{Advertised, Backend, Bytes, Listen, MessageBytes, Pool, Positive, Scalar, Ttl};
 use super::schema::{METADATA, Need, Object, Shape};
@@ -324,7 +324,8 @@ pub(super) struct Peer {
     pub(super) guard_percent: Option<u64>,
     pub(super) guard_floor: Option<u64>,
     pub(super) guard_wait: Option<Duration>,
-    pub(super) extensions: Option<Extensions>,
+    pub(super) version: Option<Version>,
+    pub(super) extensions: Option<At<Extensions>>,
     pub(super) paused: Option<bool>,
     pub(super) quota_services: Option<u64>,
     pub(super) quota_bytes: Option<Bytes>,
@@ -349,7 +350,8 @@ impl Peer {
             guard_percent: guard.value("percent"),
             guard_floor: guard.value("floor"),
             guard_wait: guard.value("wait"),
-            extensions: spec.value("extensions"),
+            version: spec.value("version"),
+            extensions: spec.get("extensions"),
             paused: spec.value("paused"),
             quota_services: quotas.value("services"),
             quota_bytes: quotas.value("bytes"),

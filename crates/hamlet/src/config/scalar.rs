@@ -14,7 +14,7 @@ use hamlet_core::{
     SpiffeId, TrustDomain,
 };
 
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress};
+use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Version};
 
 /// A kind of text: what it is called, what is right, and how to put it right.
 #[derive(Debug)]
@@ -325,6 +325,15 @@ impl Scalar for CallerForm {
     fn read(text: &str) -> Result<Self, String> {
         let http = CallerForm::HttpHeader;
         one_of(text, &[("none", CallerForm::None), ("proxy-v2", CallerForm::ProxyV2), ("http-header", http)])
+    }
+}
+
+impl Scalar for Version {
+    fn read(text: &str) -> Result<Self, String> {
+        one_of(
+            text,
+            &[("auto", Version::Auto), ("v1alpha1", Version::V1alpha1), ("v1alpha2", Version::V1alpha2)],
+        )
     }
 }
 

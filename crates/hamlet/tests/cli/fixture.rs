@@ -118,6 +118,7 @@ pub(crate) fn healthy() -> PeerStatus {
         direction: Direction::Dialled,
         state: PeerState::InSync { proven_ms: 3000, refused: 1, withheld: 0, older_in_force: 0 },
         state_age_ms: 200_000,
+        version: Some("v1alpha2".into()),
         hello: Some(HelloStatus {
             agent: "hamlet 0.1.0".into(),
             version: "1".into(),
@@ -152,7 +153,17 @@ pub(crate) fn lost() -> PeerStatus {
             hold_left_ms: Some(3_540_000),
         },
         state_age_ms: 60_000,
-        publish: Some(PublishProgress { offered: 1, ..Default::default() }),
+        version: Some("v1alpha1".into()),
+        version_note: Some("in v1alpha1 the importer dials: this peer has to dial us to be served".into()),
+        publish: Some(PublishProgress {
+            offered: 1,
+            unsaid_total: 2,
+            unsaid: vec![UnsaidService {
+                service: "ledger".into(),
+                reason: "its instances http and grpc need different SNIs".into(),
+            }],
+            ..Default::default()
+        }),
         attempts: 5,
         next_attempt_ms: Some(4000),
         hold_left_ms: Some(3_540_000),

@@ -17,6 +17,7 @@ mod peering;
 mod probe;
 mod refusals;
 mod texts;
+mod versions;
 mod wait;
 mod withdrawal;
 mod workload;

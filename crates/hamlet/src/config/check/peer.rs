@@ -10,7 +10,7 @@ use hamlet_core::imported::ImportLimits;
 use hamlet_core::{PeerName, SpiffeId, TrustDomain};
 
 use super::Check;
-use crate::config::model::{MeshConfig, PeerConfig, SecretFile};
+use crate::config::model::{Extensions, MeshConfig, PeerConfig, SecretFile, Version};
 use crate::config::problem::Mark;
 use crate::config::raw::{At, Peer};
 
@@ -37,6 +37,7 @@ impl Check<'_> {
         let mut peers = BTreeMap::new();
         for raw in raw {
             self.peer_ids(raw);
+            self.peer_version(raw);
             if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
                 && name.value.eq_ignore_ascii_case(mesh.name.as_str())
             {
@@ -96,6 +97,22 @@ impl Check<'_> {
         }
     }
 
+    /// v1alpha1 has neither extensions nor a context value, so neither can be asked for in it.
+    fn peer_version(&mut self, raw: &Peer) {
+        if raw.version != Some(Version::V1alpha1) {
+            return;
+        }
+        if let Some(at) = raw.extensions.as_ref().filter(|at| at.value == Extensions::Required) {
+            let message = "extensions are required, but `version` is v1alpha1, which has none".to_owned();
+            self.error(at, message, "write `version: auto`, or leave `extensions` out");
+        }
+        if let Some(at) = &raw.context {
+            let message =
+                "there is a context value, but `version` is v1alpha1, which can't carry one".to_owned();
+            self.error(at, message, "write `version: v1alpha2`, or leave `context` out");
+        }
+    }
+
     pub(super) fn in_trust_domain(&mut self, at: &At<SpiffeId>, domain: &TrustDomain) {
         if at.value.trust_domain() != domain {
             let message = format!("{} is outside the peer's trust domain {domain}", at.value);
@@ -138,7 +155,8 @@ impl Check<'_> {
                 message_bytes: limits.message_bytes,
                 refused_hold: raw.refused_hold?,
             },
-            extensions: raw.extensions?,
+            version: raw.version?,
+            extensions: raw.extensions.as_ref()?.value,
             paused: raw.paused?,
         })
     }

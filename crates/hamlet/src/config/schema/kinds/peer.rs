@@ -154,6 +154,17 @@ pub static PEER: Kind = Kind {
                 "{percent: 30, floor: 10, wait: 10m}",
             ),
             field(
+                "version",
+                Choice(&[
+                    ("auto", "v1alpha2, and v1alpha1 only if the peer answers that it doesn't know it"),
+                    ("v1alpha1", "the first published version only"),
+                    ("v1alpha2", "the second published version only"),
+                ]),
+                Default("auto"),
+                "Which version of the protocol is spoken with the peer, both ways. In v1alpha1 the importing side dials, and there is no `context` and no extension.",
+                "v1alpha1",
+            ),
+            field(
                 "extensions",
                 Choice(&[
                     ("auto", "use Hamlet's extensions if the peer has them"),
