@@ -93,7 +93,7 @@ fn examples() -> BTreeMap<&'static str, Outgoing> {
         ext::applied::Change { key: "cart".to_owned(), version: 9, level, age_ms: 12, error: Some(error) };
     let reason = ext::goodbye::Reason::Restarting as i32;
     let offer = Arc::new(Offer::new(TYPE_URL, "cart", Bytes::from_static(&[2])));
-    let change_sent = Change { version: 9, offer, deleted: false };
+    let change_sent = Change { version: 9, offer, deleted: false, fresh: true };
     let hello = ext::Control { kind: Some(ext::control::Kind::Hello(hello)) };
     [
         ("initial request with hello", Outgoing::Subscribe { control: Some(hello) }),
