@@ -59,12 +59,15 @@ fn after_a_loss_of_power_at_any_moment_all_that_was_acknowledged_is_there_and_no
             for seed in [at * 5, at * 5 + 1, at * 5 + 2 + at % 3] {
                 let what = format!("cut at {at}, seed {seed}");
                 let after = disk.after_power_cut(seed);
-                // Power may fail again while what is left is being read.
-                let again = SimDisk::with_image(after.seen());
-                again.faults(|faults| faults.power_fails_at = Some(1 + seed % 12));
-                let _ = again.try_open(small());
+                if seed == at * 5 + 1 {
+                    // Power may fail again while what is left is being read.
+                    let again = SimDisk::with_image(after.seen());
+                    again.faults(|faults| faults.power_fails_at = Some(1 + at % 12));
+                    let _ = again.try_open(small());
+                    let what = format!("{what}, and again");
+                    survived(&again.after_power_cut(at), &acknowledged, &what);
+                }
                 survived(&after, &acknowledged, &what);
-                survived(&again.after_power_cut(seed), &acknowledged, &format!("{what}, and again"));
             }
         }
         // The cuts really fell between the commits, not before or after all of them.
