@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 
-import grpc
+# Its log is for its developers; events tell what happened.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+import grpc  # noqa: E402
 from google.protobuf import json_format
 
 import v1alpha1
