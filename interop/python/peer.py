@@ -96,6 +96,18 @@ def options():
 # HTTP/2 windows of 64 KiB that don't grow, as small as the Go implementation's are at first: who
 # doesn't read soon keeps the other side from writing.
 SMALL_WINDOWS = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
+# As a server it tolerates pings every 40 s, as a client it pings every 20 s, with or without a
+# stream. (This library's servers tolerate one in five minutes by default.)
+TOLERATED_PINGS = [
+    ("grpc.http2.min_ping_interval_without_data_ms", 40_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+PINGS = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
 
 
 def read(path):
@@ -105,18 +117,19 @@ def read(path):
 
 
 def accept(o, peer):
-    """A server that goes on by itself."""
+    """A server, which goes on by itself for as long as the caller keeps it."""
     handlers = {"EstablishStream": peer.handler()}
     name = method(o.version).split("/")[1]
     # A thread a stream, which lives as long as it does.
     generic = grpc.method_handlers_generic_handler(name, handlers)
-    server = grpc.server(_threads(), handlers=[generic], options=SMALL_WINDOWS)
+    server = grpc.server(_threads(), handlers=[generic], options=SMALL_WINDOWS + TOLERATED_PINGS)
     roots = read(o.ca)
     credentials = grpc.ssl_server_credentials([(read(o.key), read(o.cert))], roots, require_client_auth=True)
     host = o.listen.rsplit(":", 1)[0]
     port = server.add_secure_port(o.listen, credentials)
     server.start()
     event("listening", address=f"{host}:{port}")
+    return server
 
 
 def _threads():
@@ -128,7 +141,7 @@ def _threads():
 def dial(o, peer):
     """One stream in the background."""
     credentials = grpc.ssl_channel_credentials(read(o.ca), read(o.key), read(o.cert))
-    settings = SMALL_WINDOWS + ([("grpc.ssl_target_name_override", o.server_name)] if o.server_name else [])
+    settings = SMALL_WINDOWS + PINGS + ([("grpc.ssl_target_name_override", o.server_name)] if o.server_name else [])
     channel = grpc.secure_channel(o.dial, credentials, settings)
 
     def run():
@@ -162,7 +175,7 @@ def main():
     wire, tally = Wire(), Tally(o)
     catalogue = Catalogue(wire, o.version, o)
     peer = VERSIONS[o.version].Peer(wire, o, catalogue, tally)
-    (accept if o.listen else dial)(o, peer)
+    server = accept(o, peer) if o.listen else dial(o, peer)  # noqa: F841, a server ends unless it is kept
     for line in sys.stdin:
         words = line.split()
         if words == ["quit"]:

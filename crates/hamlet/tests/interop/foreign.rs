@@ -100,27 +100,22 @@ impl Foreign {
         writeln!(self.stdin.as_ref().unwrap(), "{command}").unwrap();
     }
 
-    /// How many events there are: the place to look from later.
-    pub(crate) fn mark(&self) -> usize {
-        self.events.lock().unwrap().len()
-    }
-
-    /// Events of a kind since a mark.
-    pub(crate) fn events_since(&self, mark: usize, kind: &str) -> Vec<Value> {
+    /// The events of these kinds, in order.
+    pub(crate) fn events_of(&self, kinds: &[&str]) -> Vec<Value> {
         let events = self.events.lock().unwrap();
-        events[mark..].iter().filter(|e| e["event"] == kind).cloned().collect()
+        events.iter().filter(|e| kinds.iter().any(|kind| e["event"] == *kind)).cloned().collect()
     }
 
-    /// All events of a kind.
+    /// The events of a kind.
     pub(crate) fn events(&self, kind: &str) -> Vec<Value> {
-        self.events_since(0, kind)
+        self.events_of(&[kind])
     }
 
-    /// Waits for an event of that kind, since a mark, that fits.
+    /// Waits for an event of that kind that fits.
     #[track_caller]
-    pub(crate) fn until_since(&self, mark: usize, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn until_fits(&self, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
         until(&format!("{} prints a fitting {kind}", self.name), || {
-            let found = self.events_since(mark, kind).into_iter().find(|e| fits(e));
+            let found = self.events(kind).into_iter().find(|e| fits(e));
             found.ok_or_else(|| self.tail())
         })
     }
@@ -128,13 +123,13 @@ impl Foreign {
     /// Waits for any event of that kind.
     #[track_caller]
     pub(crate) fn until(&self, kind: &str) -> Value {
-        self.until_since(0, kind, |_| true)
+        self.until_fits(kind, |_| true)
     }
 
     /// Waits for an event of that kind about a key.
     #[track_caller]
     pub(crate) fn until_key(&self, kind: &str, key: &str) -> Value {
-        self.until_since(0, kind, |e| e["key"] == key)
+        self.until_fits(kind, |e| e["key"] == key)
     }
 
     /// Waits until so many events of a kind are there.
@@ -144,11 +139,6 @@ impl Foreign {
             let seen = self.events(kind).len();
             if seen >= count { Ok(()) } else { Err(format!("{seen}; {}", self.tail())) }
         });
-    }
-
-    /// Whether the process has ended.
-    pub(crate) fn ended(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
     }
 
     /// Closes its input, waits for its end, and returns all it printed.

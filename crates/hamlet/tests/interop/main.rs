@@ -9,6 +9,7 @@
 #[allow(dead_code, reason = "shared with the tests of two meshes, which use all of it")]
 mod addresses;
 mod foreign;
+mod idle;
 mod meeting;
 #[path = "../two_meshes/mesh.rs"]
 #[allow(dead_code, reason = "shared with the tests of two meshes, which use all of it")]
@@ -17,6 +18,7 @@ mod mesh;
 #[allow(dead_code, reason = "shared with the tests of two meshes, which use all of it")]
 mod texts;
 mod unknown_fields;
+mod v1alpha1;
 mod v1alpha2;
 #[path = "../two_meshes/wait.rs"]
 #[allow(dead_code, reason = "shared with the tests of two meshes, which use all of it")]

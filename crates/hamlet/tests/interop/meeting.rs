@@ -178,13 +178,19 @@ spec:
     }
 
     /// Two peers of the foreign trust domain that talk to each other: who accepts, and who dials.
-    pub(crate) fn foreign_pair(&self, program: &Program, role: &str, more: &[&str]) -> (Foreign, Foreign) {
+    pub(crate) fn foreign_pair(
+        &self,
+        program: &Program,
+        roles: [&str; 2],
+        more: &[&str],
+    ) -> (Foreign, Foreign) {
+        let [accepts, dials] = roles;
         let ca = self.root.path().join("acme-ca.pem");
         fs::write(ca, self.ca.pem()).unwrap();
-        let (accepting, address) = self.listener(program, role, more);
+        let (accepting, address) = self.listener(program, accepts, more);
         let address = address.to_string();
         let dialling =
-            self.start(program, role, &[&["--dial", &address, "--server-name", THEIR_HOST], more].concat());
+            self.start(program, dials, &[&["--dial", &address, "--server-name", THEIR_HOST], more].concat());
         (accepting, dialling)
     }
 

@@ -40,7 +40,7 @@ fn meet(python: &Program, dials: Dials, ours: &[String], more: &[&str]) -> (Meet
 /// The services that the peer holds of ours, as its events tell.
 fn held(peer: &Foreign) -> Vec<String> {
     let mut held = std::collections::BTreeSet::new();
-    for event in peer.events_since(0, "upsert").iter().chain(&peer.events_since(0, "delete")) {
+    for event in peer.events_of(&["upsert", "delete"]) {
         let key = event["key"].as_str().unwrap().to_owned();
         if event["event"] == "upsert" {
             held.insert(key)
@@ -86,7 +86,7 @@ fn changes_go_both_ways(dials: Dials) {
     meeting.offer(&names(3));
     peer.until_key("upsert", "ours-00002");
     meeting.offer_described(&names(3), "changed");
-    peer.until_since(0, "upsert", |e| e["key"] == "ours-00002" && e["service"]["description"] == "changed");
+    peer.until_fits("upsert", |e| e["key"] == "ours-00002" && e["service"]["description"] == "changed");
     meeting.offer_described(&names(1), "changed");
     peer.until_key("delete", "ours-00002");
     meeting.until_acknowledged(1);
@@ -121,7 +121,7 @@ fn nobody_hangs(dials: Dials) {
     peer.until_count("upsert", MANY);
     assert_eq!(held(&peer).len(), MANY);
     peer.say("count");
-    let counted = peer.until_since(0, "count", |c| c["acked"] == MANY);
+    let counted = peer.until_fits("count", |c| c["acked"] == MANY);
     assert_eq!(counted["nacked"], Value::Null, "{counted}");
 }
 
@@ -145,7 +145,7 @@ fn two_peers_of_that_kind_hang_with_a_thousand_services_each() {
     let pair = |services: &str| {
         let meeting = Meeting::new();
         let flags = ["--services", services, "--bytes", "450"];
-        let (accepting, dialling) = meeting.foreign_pair(&python, "both", &flags);
+        let (accepting, dialling) = meeting.foreign_pair(&python, ["both", "both"], &flags);
         accepting.until("upsert");
         dialling.until("upsert");
         (accepting, dialling)
