@@ -51,6 +51,7 @@ func watch(ctx context.Context, address string, config *tls.Config, url string, 
 		if err := stream.RecvMsg(&change); err != nil {
 			return err
 		}
+		tellUnknown(change.XXX_unrecognized)
 		request.ResponseNonce = change.Nonce
 		request.Status = &status.Status{}
 		if err := tell(to, &change); err != nil {

@@ -33,12 +33,13 @@ func runDecode(input io.Reader) error {
 			continue
 		}
 		// What this runtime understood, encoded anew without what it didn't.
+		all := proto.Size(message)
 		proto.DiscardUnknown(message)
 		known, err := proto.Marshal(message)
 		if err != nil {
 			return err
 		}
-		event("decoded", fields{"message": words[0], "fields": message, "known": hex.EncodeToString(known)})
+		event("decoded", fields{"message": words[0], "fields": message, "known": hex.EncodeToString(known), "unknown_bytes": all - proto.Size(message)})
 	}
 	return lines.Err()
 }

@@ -69,6 +69,13 @@ func event(kind string, more fields) {
 	os.Stdout.Write(append(text, '\n'))
 }
 
+// tellUnknown tells of fields that v1alpha1 doesn't have; the original ignores them.
+func tellUnknown(bytes []byte) {
+	if len(bytes) > 0 {
+		event("extension", fields{"bytes": len(bytes)})
+	}
+}
+
 // identity are the flags that both roles have.
 type identity struct {
 	cert, key, ca *string

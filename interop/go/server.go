@@ -148,6 +148,7 @@ func (s *lockStepServer) serveStream(stream grpc.ServerStream) error {
 	if err := stream.RecvMsg(&first); err != nil {
 		return err
 	}
+	tellUnknown(first.XXX_unrecognized)
 	id, subscriber, err := s.subscribe(first.ResourceUrl)
 	if err != nil {
 		event("refused", fields{"resource_url": first.ResourceUrl, "error": err.Error()})
@@ -170,6 +171,7 @@ func (s *lockStepServer) serveStream(stream grpc.ServerStream) error {
 			if err := stream.RecvMsg(&answer); err != nil {
 				return err
 			}
+			tellUnknown(answer.XXX_unrecognized)
 			if s.answers {
 				event("answer", fields{
 					"resource_url": answer.ResourceUrl, "nonce": answer.ResponseNonce, "has_status": answer.Status != nil,

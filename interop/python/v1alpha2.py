@@ -16,6 +16,7 @@ import threading
 import uuid
 
 import grpc
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 import wire as w
 from catalogue import event
@@ -35,6 +36,17 @@ def crash(reason):
     """The reference is gone after this."""
     event("crash", reason=reason)
     os._exit(CRASHED)
+
+
+def extensions(message):
+    """Tells of fields that this version doesn't have; the original ignores them."""
+    for part in ("request", "response"):
+        if not message.HasField(part):
+            continue
+        said = getattr(message, part)
+        initial = part == "request" and not said.response_nonce
+        for field in UnknownFieldSet(said):
+            event("extension", part=part, field=field.field_number, initial=initial)
 
 
 class Outgoing:
@@ -138,6 +150,8 @@ class Stream:
             if kind == "end":
                 event("ended", status=value[0], error=value[1])
                 return
+            if kind == "in":
+                extensions(value)
             if kind == "out":
                 self._publish(*value)
             elif value.HasField("response"):
@@ -231,6 +245,7 @@ class Peer:
         if first is None or first.request.context != self.context:
             event("refused", reason="context")
             return
+        extensions(first)
         event("subscribed", resource_url=first.request.resource_url)
         outgoing = Outgoing()
         stream = Stream(self, outgoing)

@@ -94,7 +94,17 @@ fn changes_go_both_ways(dials: Dials) {
     let seen = meeting.peer();
     assert_ne!(seen["state"]["kind"], "in-sync", "nothing is proven with this peer: {seen}");
     assert_eq!(seen["import"]["refusedTotal"], 0, "{seen}");
-    assert!(peer.events("crash").is_empty());
+    assert_foreign(&peer, dials);
+}
+
+/// We said nothing that would have ended the original, and nothing of ours: but the hello if we
+/// dialled, before we could know.
+fn assert_foreign(peer: &Foreign, dials: Dials) {
+    assert!(peer.events("crash").is_empty(), "{:?}", peer.events("crash"));
+    let extensions = peer.events("extension");
+    let seen: Vec<bool> = extensions.iter().map(|e| e["initial"] == true).collect();
+    let allowed: &[bool] = if dials == Dials::We { &[true] } else { &[] };
+    assert_eq!(seen, allowed, "{extensions:?}");
 }
 
 const PEER_SERVICE: &str = "one";
@@ -123,6 +133,7 @@ fn nobody_hangs(dials: Dials) {
     peer.say("count");
     let counted = peer.until_fits("count", |c| c["acked"] == MANY);
     assert_eq!(counted["nacked"], Value::Null, "{counted}");
+    assert_foreign(&peer, dials);
 }
 
 #[test]
