@@ -31,8 +31,8 @@ fn repository() -> PathBuf {
 
 /// Where `interop/build` puts the peers.
 fn built() -> PathBuf {
-    let target = setting("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
-    target.join("interop")
+    let target = setting("CARGO_TARGET_DIR").unwrap_or_else(|| "target".to_owned());
+    repository().join(target).join("interop")
 }
 
 /// None if the peer isn't there, which is allowed only to people.
