@@ -235,3 +235,22 @@ fn a_go_owner_with_4097_services_is_left_alone_for_minutes_with_the_reason_shown
     assert_eq!(seen["import"]["inForce"], 0, "{seen}");
     assert_eq!(owner.events("refused").len(), 1, "it was asked once");
 }
+
+/// At a pace that its own client stands; the last version of each service counts.
+#[test]
+#[ignore = "needs Go: interop/build"]
+fn a_go_owner_that_publishes_a_thousand_updates_a_second_loses_none_of_them_to_us() {
+    let Some(go) = go() else { return };
+    let (services, rounds) = (100, 20);
+    let (meeting, owner) = go.their_owner("v1alpha1", &["--services", &services.to_string(), "--answers"]);
+    meeting.until_imported(services);
+    owner.say(&format!("bench {} 1000", services * rounds));
+    let done = owner.until("bench");
+    assert_eq!(done["failed"], 0, "{done}");
+    for last in ["svc-00000", "svc-00099"] {
+        until_version(&meeting, last, 1 + u32::try_from(rounds).unwrap());
+    }
+    let every = usize::try_from(services + services * rounds).unwrap();
+    owner.until_count("answer", every);
+    assert!(owner.events("answer").iter().all(|a| a["code"] == 0));
+}
