@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use hamlet::config::init::{InitOptions, init};
-use hamlet_core::{MeshName, TrustDomain};
+use hamlet_core::{Fqdn, MeshName, TrustDomain};
 use hamlet_runtime::SystemClock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -57,6 +57,16 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     fn new(root: &Path, name: &'static str, domain: &'static str) -> Mesh {
+        Mesh::with_hosts(root, name, domain, vec![])
+    }
+
+    /// A mesh whose certificates have these DNS names too, for peers that check one.
+    pub(crate) fn with_hosts(
+        root: &Path,
+        name: &'static str,
+        domain: &'static str,
+        hosts: Vec<Fqdn>,
+    ) -> Mesh {
         let block = Block::claim();
         let at = Listeners {
             agent: block.listener(),
@@ -69,7 +79,7 @@ impl Mesh {
         let options = InitOptions {
             mesh: MeshName::parse(name).unwrap(),
             trust_domain: TrustDomain::parse(domain).unwrap(),
-            hosts: vec![],
+            hosts,
             advertise: vec![],
             clock: SystemClock::shared(),
         };
