@@ -625,7 +625,8 @@ fn a_verdict_that_our_own_policy_changes_is_told_without_repeating_anything() {
 fn a_peer_without_beats_is_given_up_at_the_second_look_and_a_beating_one_is_not() {
     let mut bank = End::new("bank", "shop", false, true, slice_of("shop"));
     let mut shop = End::new("shop", "bank", true, true, slice_of("bank"));
-    (bank.publish(&[]), shop.publish(&[]));
+    bank.publish(&[]);
+    shop.publish(&[]);
     talk(&mut shop, &mut bank);
     for seconds in 1..60 {
         (bank.now, shop.now) = (Duration::from_secs(seconds), Duration::from_secs(seconds));
