@@ -3,6 +3,7 @@
 //! if it answers UNIMPLEMENTED: nothing else is a reason to speak an older one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hamlet_core::PeerName;
@@ -147,6 +148,8 @@ pub struct Dialler {
     identity: Arc<LocalIdentity>,
     trust: Arc<TrustTable>,
     spawner: Spawner,
+    /// Between our pings, in milliseconds: longer after the peer has complained of them.
+    ping_ms: Arc<AtomicU64>,
 }
 
 impl Dialler {
@@ -157,7 +160,8 @@ impl Dialler {
         trust: Arc<TrustTable>,
         spawner: Spawner,
     ) -> Dialler {
-        Dialler { link, identity, trust, spawner }
+        let ping_ms = Arc::new(AtomicU64::new(transport::CLIENT_PING.as_millis() as u64));
+        Dialler { link, identity, trust, spawner, ping_ms }
     }
 
     /// Runs until the link or the agent shuts down.
@@ -395,20 +399,28 @@ impl Dialler {
             .initial_connection_window_size(transport::WINDOW_BYTES)
             .max_send_buf_size(transport::SEND_BUFFER_BYTES)
             .max_header_list_size(transport::HEADERS_BYTES)
-            .keep_alive_interval(transport::CLIENT_PING)
+            .keep_alive_interval(Duration::from_millis(self.ping_ms.load(Ordering::Relaxed)))
             .keep_alive_timeout(transport::PING_TIMEOUT)
             .keep_alive_while_idle(true);
         let (sender, connection) = builder
             .handshake(TokioIo::new(tls))
             .await
             .map_err(|e| DialError::Http(address.to_owned(), transport::chain(&e)))?;
-        let (trust, link) = (self.trust.clone(), self.link.clone());
+        let (trust, link, ping_ms) = (self.trust.clone(), self.link.clone(), self.ping_ms.clone());
         self.spawner.spawn(format!("dial/{peer}"), async move {
             let mut changed = trust.changed();
             tokio::pin!(connection);
             'driving: loop {
                 tokio::select! {
-                    _ = &mut connection => break 'driving,
+                    ended = &mut connection => {
+                        if ended.is_err_and(|error| transport::told_to_calm(&error)) {
+                            let most = transport::CLIENT_PING_MAX.as_millis() as u64;
+                            let next = most.min(ping_ms.load(Ordering::Relaxed) * 2);
+                            ping_ms.store(next, Ordering::Relaxed);
+                            tracing::info!(peer = %link.peer(), next_ms = next, "the peer wants fewer pings");
+                        }
+                        break 'driving;
+                    }
                     Ok(()) = changed.changed() => {
                         let expect = Expect::Peer(link.peer());
                         if let Err(error) = hamlet_identity::proven_server(&trust, Some(&certificates), Role::Agent, expect) {

@@ -225,11 +225,13 @@ impl Importer {
             }
             let foreign = cell.look(|s| *s.class() == PeerClass::Foreign);
             let said = if foreign { self.settling(&cell, &batch) } else { vec![] };
-            let early = is_on(SeededBug::AckBeforeDurable).then(|| batch.changes.clone());
-            let outcome = match early {
-                Some(_) => Ok(()),
-                None => self.commit(batch.changes.clone(), foreign).await,
+            let mut batch = batch;
+            let changes = std::mem::take(&mut batch.changes);
+            let (early, changes) = match is_on(SeededBug::AckBeforeDurable) {
+                true => (Some(changes), vec![]),
+                false => (None, changes),
             };
+            let outcome = self.commit(changes, foreign).await;
             let now = self.clock.now();
             {
                 let mut slice = self.state.slice.lock();

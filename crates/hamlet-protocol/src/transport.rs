@@ -28,6 +28,8 @@ pub const MESSAGE_HARD_BYTES: usize = 4 << 20;
 pub const SERVER_PING: Duration = Duration::from_secs(10);
 /// As a client no more often than this: the Go server ends connections that ping more than every 40 s.
 pub const CLIENT_PING: Duration = Duration::from_secs(45);
+/// Longest time between our pings, after a server has complained of them.
+pub const CLIENT_PING_MAX: Duration = Duration::from_secs(600);
 /// A ping must be answered within this: with [`SERVER_PING`] that makes 15 s.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -71,6 +73,20 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Whether the other side closed the connection because we said too much on it, as a gRPC server
+/// does that is pinged more often than it likes.
+pub fn told_to_calm(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let reason = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
+        if reason == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +105,28 @@ mod tests {
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(10)));
         assert!(SERVER_PING + PING_TIMEOUT <= Duration::from_secs(15));
         assert!(socket.tcp_nodelay().unwrap());
+    }
+
+    /// A server's GOAWAY with this code, as the client's connection tells of it.
+    async fn closed_with(code: u8) -> Option<hyper::Error> {
+        use tokio::io::AsyncWriteExt;
+        let (ours, mut theirs) = tokio::io::duplex(4_096);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let io = hyper_util::rt::TokioIo::new(ours);
+        let handshake = hyper::client::conn::http2::handshake::<_, _, tonic::body::Body>(executor, io);
+        let (sender, connection) = handshake.await.unwrap();
+        // An empty SETTINGS, then GOAWAY for stream 0.
+        theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        theirs.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, code]).await.unwrap();
+        let ended = connection.await.err();
+        drop((sender, theirs));
+        ended
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_enough_of_our_pings_is_told_from_one_that_only_closes() {
+        assert!(closed_with(0xb).await.is_some_and(|e| told_to_calm(&e)));
+        assert!(!closed_with(0x2).await.is_some_and(|e| told_to_calm(&e)), "an internal error");
+        assert!(!closed_with(0x0).await.is_some_and(|e| told_to_calm(&e)), "no error");
     }
 }
