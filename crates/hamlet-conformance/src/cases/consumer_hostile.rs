@@ -7,7 +7,7 @@ use crate::cases::draft::{Expect, offered, survives};
 use crate::cases::owner::{context_everywhere, no_extensions};
 use crate::kit::{Kit, Verdict, failed};
 use crate::registry::Case;
-use crate::speech::{Operation, Said, Version};
+use crate::speech::{Ask, Operation, Said, Version};
 use crate::stream::{Answer, Heard, Stream, framed};
 use crate::wire::{Status, field};
 
@@ -317,7 +317,11 @@ async fn no_message(k: &mut Kit, frame: Vec<u8>) -> Verdict {
 /// Nothing is said unasked.
 async fn unasked(k: &Kit, s: &mut Stream) -> Verdict {
     match s.next_ask(k.quiet()).await {
-        Err(Heard::Nothing) => Ok("silence".to_owned()),
+        Err(Heard::Nothing) => {
+            let initial = |said: &&Said| said.ask.as_ref().is_some_and(Ask::is_initial);
+            let times = s.heard().iter().filter(initial).count();
+            if times > 1 { failed(format!("{times} initial requests")) } else { Ok("silence".to_owned()) }
+        }
         Ok(ask) => failed(format!("a request (nonce {:?}, resource_url {:?})", ask.nonce, ask.resource_url)),
         Err(heard) => failed(heard.to_string()),
     }

@@ -12,7 +12,7 @@ use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
 use hamlet_conformance::{Role, Version, framed};
 use hamlet_testkit::pki::TestCa;
-use http_body_util::{BodyExt, BodyStream, StreamBody};
+use http_body_util::{BodyStream, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::client::WebPkiServerVerifier;
