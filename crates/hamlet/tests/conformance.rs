@@ -86,6 +86,12 @@ spec:
         );
         let address = dials.map(|a| format!("  address: {a}\n")).unwrap_or_default();
         let (one, two) = (self.kit.agent_id(), self.kit.gateway_id());
+        // v1alpha1 can't carry one.
+        let context = match version {
+            Version::V1alpha1 => "",
+            Version::V1alpha2 => "  context: {file: peers/kit.context}\n",
+        };
+        let version = version.name();
         let peer = format!(
             "\
 apiVersion: hamlet.dev/v1
@@ -96,7 +102,7 @@ spec:
   trust: {{bundle: peers/kit-ca.pem}}
   agentIds: [\"{one}\"]
   gatewayIds: [\"{two}\"]
-  context: {{file: peers/kit.context}}
+{context}  version: {version}
 ---
 apiVersion: hamlet.dev/v1
 kind: Import
@@ -207,9 +213,6 @@ fn dialling(role: Role, version: Version, filter: Option<&str>, least: usize) {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let mesh = Mesh::new(version, Some(address));
-    // The listener belongs to the runtime that it was made on.
-    drop(listener);
-    let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
     let mut options = mesh.options(Side::Listen(Arc::new(listener)), role, version);
     options.start = Some(mesh.start_cmd());
     options.filter = filter.map(str::to_owned);
@@ -239,4 +242,26 @@ fn our_owner_of_v1alpha2_meets_every_requirement() {
 #[test]
 fn our_consumer_of_v1alpha2_meets_every_requirement() {
     dialled(Role::Consumer, Version::V1alpha2, 80);
+}
+
+#[test]
+fn our_owner_of_v1alpha1_meets_every_requirement() {
+    dialled(Role::Owner, Version::V1alpha1, 80);
+}
+
+#[test]
+fn our_consumer_of_v1alpha1_meets_every_requirement() {
+    dialling(Role::Consumer, Version::V1alpha1, None, 80);
+}
+
+#[test]
+fn our_consumer_of_v1alpha2_meets_what_only_a_dialler_can() {
+    for filter in ["CON-001", "CON-003", "CON-004", "CON-019", "CON-020"] {
+        dialling(Role::Consumer, Version::V1alpha2, Some(filter), 2);
+    }
+}
+
+#[test]
+fn our_owner_of_v1alpha2_waits_for_answers_also_where_it_dials() {
+    dialling(Role::Owner, Version::V1alpha2, Some("OWN-012"), 2);
 }

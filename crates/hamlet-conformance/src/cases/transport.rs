@@ -45,7 +45,7 @@ pub(crate) const OWNER: &[Case] = &[
     case!("OWN-003", Both, Happy, Target, "the method's path is served", |k| Box::pin(opens(k))),
     case!("OWN-003", Both, Hostile, Target, "an unknown method", |k| Box::pin(unknown_path(
         k,
-        "/EstablishStreams"
+        "/conformance.Nowhere/EstablishStream"
     ))),
     case!("OWN-003", Both, Hostile, Target, "a version that doesn't exist", |k| {
         Box::pin(unknown_path(k, "/federation.resourcediscovery.v9.DiscoveryService/EstablishStream"))
@@ -97,7 +97,7 @@ pub(crate) const CONSUMER: &[Case] = &[
     case!("CON-003", Two, Happy, Target, "the method's path is served", |k| Box::pin(opens(k))),
     case!("CON-003", Two, Hostile, Target, "an unknown method", |k| Box::pin(unknown_path(
         k,
-        "/EstablishStreams"
+        "/conformance.Nowhere/EstablishStream"
     ))),
     case!("CON-003", Two, Hostile, Target, "a version that doesn't exist", |k| {
         Box::pin(unknown_path(k, "/federation.resourcediscovery.v9.DiscoveryService/EstablishStream"))
