@@ -1,7 +1,7 @@
 //! The kit's own messages against bytes that Python's protobuf wrote: read, they say what was meant;
 //! written again, they are the same bytes.
 
-use hamlet_conformance::wire::{fields, v2};
+use hamlet_conformance::wire::{fields, v1, v2};
 use hamlet_conformance::{Role, Said, Service, Version};
 use prost::Message;
 
@@ -60,4 +60,43 @@ fn a_service_of_v1alpha2_has_every_field_that_python_wrote() {
 fn a_hello_is_an_extension_to_the_kit() {
     assert!(Said::decode(Version::V1alpha2, Role::Consumer, &golden!("hello")).unwrap().extended);
     assert!(!Said::decode(Version::V1alpha2, Role::Consumer, &golden!("ack")).unwrap().extended);
+}
+
+#[test]
+fn messages_of_v1alpha1_are_what_python_meant() {
+    let (version, url) = (Version::V1alpha1, Version::V1alpha1.type_url());
+    let asks = [
+        (golden!("v1_subscription"), "", None),
+        (golden!("v1_ack"), "7", Some(0)),
+        (golden!("v1_ack_of_empty_nonce"), "", Some(0)),
+    ];
+    for (golden, nonce, code) in asks {
+        let said = Said::decode(version, Role::Consumer, &golden).unwrap();
+        assert_eq!(said.encode(version), golden);
+        let ask = said.ask.unwrap();
+        assert_eq!((ask.resource_url.as_str(), ask.nonce.as_str()), (url.as_str(), nonce));
+        assert_eq!(ask.status.map(|s| s.code), code);
+    }
+    let offers = [
+        (golden!("v1_create"), 1),
+        (golden!("v1_create_without_nonce"), 1),
+        (golden!("v1_update"), 2),
+        (golden!("v1_delete"), 3),
+    ];
+    for (golden, operation) in offers {
+        let said = Said::decode(version, Role::Owner, &golden).unwrap();
+        assert_eq!(said.encode(version), golden);
+        let offer = said.offer.unwrap();
+        assert_eq!((offer.resource_url.as_str(), offer.operation), (url.as_str(), operation));
+        let any = offer.resource.unwrap();
+        assert!(Service::decode(version, &any.value).unwrap().lacks().is_empty());
+    }
+    for golden in [golden!("v1_nack"), golden!("v1_nack_of_go")] {
+        let said = Said::decode(version, Role::Consumer, &golden).unwrap();
+        assert_eq!(said.encode(version), golden);
+        let status = said.ask.unwrap().status.unwrap();
+        assert!(status.code != 0 && !status.message.is_empty());
+    }
+    let golden = golden!("v1_service");
+    assert_eq!(v1::FederatedService::decode(&golden[..]).unwrap().encode_to_vec(), golden);
 }
