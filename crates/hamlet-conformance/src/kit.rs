@@ -405,6 +405,10 @@ impl Kit {
 
     /// The implementation serves a new stream, or at least has not ended.
     pub(crate) async fn recovers(&mut self) -> Result<(), Stop> {
+        if self.started.is_some() {
+            // What a message has killed may take a moment to die.
+            tokio::time::sleep(self.quiet()).await;
+        }
         if let Some(ended) = self.started.as_mut().and_then(Started::ended) {
             return failed(format!("the implementation under test ended: {ended}"));
         }

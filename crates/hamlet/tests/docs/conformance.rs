@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hamlet_conformance::{Role, Version, cases_of, requirements};
 
-use crate::source::committed;
+use crate::source::{committed, page as read};
 
 const HEAD: &str = "# Conformance kit
 
@@ -92,4 +92,34 @@ fn the_page_of_the_kit_lists_every_requirement_and_case() {
     }
     assert!(total >= 150, "only {total} cases");
     committed("docs/reference/conformance.md", &page);
+}
+
+/// Ids of the table rows that say so.
+fn rows<'a>(page: &'a str, results: &'a [&str]) -> impl Iterator<Item = &'a str> {
+    page.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let fits = cells.len() >= 7 && cells[1].starts_with("A1-") && results.contains(&cells[5]);
+        fits.then(|| cells[1])
+    })
+}
+
+#[test]
+fn the_page_of_the_go_library_explains_each_failure_and_covers_every_case() {
+    let page = read("docs/reference/conformance-go-reference.md");
+    let explained = page.split("## Run it again").next().unwrap_or_default();
+    let named: Vec<&str> = explained.split([' ', ',', '|']).filter(|w| w.starts_with("A1-")).collect();
+    for id in rows(&page, &["FAIL", "differs"]) {
+        assert!(named.contains(&id), "{id} is not explained");
+    }
+    for id in &named {
+        assert!(rows(&page, &["FAIL", "differs"]).any(|row| row == *id), "{id} is explained, but good");
+    }
+    let mut of_the_page: Vec<&str> = rows(&page, &["pass", "FAIL", "differs", "n/a"]).collect();
+    let mut of_the_kit: Vec<String> = [Role::Owner, Role::Consumer]
+        .into_iter()
+        .flat_map(|role| cases_of(role, Version::V1alpha1).into_iter().map(|c| c.id))
+        .collect();
+    of_the_page.sort_unstable();
+    of_the_kit.sort_unstable();
+    assert_eq!(of_the_page, of_the_kit, "the kit has changed: run it again");
 }
