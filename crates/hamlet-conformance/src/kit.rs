@@ -98,7 +98,7 @@ type Call = (http::Request<Incoming>, oneshot::Sender<http::Response<Body>>);
 /// What came of one connection to us.
 pub(crate) enum Accepted {
     /// The protocol's stream was opened.
-    Stream(Box<Stream>, http::request::Parts),
+    Stream(Box<Stream>, Box<http::request::Parts>),
     /// TLS failed, or nothing was asked for.
     Refused(String),
 }
@@ -295,7 +295,7 @@ impl Kit {
                 let (parts, inbound) = request.into_parts();
                 if parts.uri.path() == version.path() {
                     let stream = Stream::accepted(*version, *role, context, inbound, answer);
-                    return Some((Box::new(stream), parts));
+                    return Some((Box::new(stream), Box::new(parts)));
                 }
                 other_paths.push(parts.uri.path().to_owned());
                 let _ = answer.send(unimplemented());
@@ -322,7 +322,7 @@ impl Kit {
         // Tries that led nowhere: connections that were given up while nobody listened.
         while refused.len() < 8 {
             match self.accept_once(Face::Proper, self.options.connect).await? {
-                Accepted::Stream(stream, parts) => return Ok((*stream, parts)),
+                Accepted::Stream(stream, parts) => return Ok((*stream, *parts)),
                 Accepted::Refused(text) => refused.push_back(text),
             }
         }
