@@ -20,6 +20,8 @@ const BELOW: &[(&str, &[&str])] = &[
     ("hamlet-gateway", PARTS),
     ("hamlet-store", PARTS),
     ("hamlet-admin", PARTS),
+    // Judges the protocol from outside: it shares nothing with what it tests.
+    ("hamlet-conformance", &["hamlet-runtime"]),
     (
         "hamlet",
         &[
@@ -31,6 +33,7 @@ const BELOW: &[(&str, &[&str])] = &[
             "hamlet-gateway",
             "hamlet-store",
             "hamlet-admin",
+            "hamlet-conformance",
         ],
     ),
 ];
@@ -44,17 +47,20 @@ const XTASK: &str = "xtask";
 /// Third-party crates with one home, or a few that are named.
 const HOMES: &[(&str, &[&str])] = &[
     ("tonic", &["hamlet-protocol"]),
-    ("prost", &["hamlet-protocol"]),
+    ("prost", &["hamlet-protocol", "hamlet-conformance"]),
     ("prost-build", &["hamlet-protocol"]),
     ("protox", &["hamlet-protocol"]),
     ("kube", &["hamlet-adapters"]),
     ("hickory-proto", &["hamlet-adapters"]),
     // Identity makes the configurations; the others only take them.
-    ("rustls", &["hamlet-identity", "hamlet-gateway", "hamlet-testkit"]),
-    ("tokio-rustls", &["hamlet-protocol", "hamlet-gateway", "hamlet-testkit", "hamlet", XTASK]),
+    ("rustls", &["hamlet-identity", "hamlet-gateway", "hamlet-conformance", "hamlet-testkit"]),
+    (
+        "tokio-rustls",
+        &["hamlet-protocol", "hamlet-gateway", "hamlet-conformance", "hamlet-testkit", "hamlet", XTASK],
+    ),
     ("rustls-webpki", &["hamlet-identity"]),
     ("x509-parser", &["hamlet-identity"]),
-    ("rcgen", &["hamlet-identity", "hamlet-testkit"]),
+    ("rcgen", &["hamlet-identity", "hamlet-conformance", "hamlet-testkit"]),
     ("redb", &["hamlet-store"]),
     ("postcard", &["hamlet-store"]),
     ("axum", &["hamlet-admin"]),

@@ -5,6 +5,7 @@
 //! program that reads the environment.
 
 pub mod agent;
+mod conformance;
 mod connect;
 pub mod demo;
 mod describe;
@@ -58,6 +59,7 @@ Set up:
   validate      Check configuration; shows every problem with its place and fix
   agent         Run the agent: federation, gateways and DNS
   demo          Start two meshes on this machine and watch them federate
+  conformance   Test any implementation of the protocol from outside
 
 Look:
   get           List peers, services, publications or imports
@@ -97,6 +99,7 @@ enum Command {
     /// Ends the demo's processes when the demo is gone, however it went.
     #[command(hide = true)]
     DemoWarden,
+    Conformance(Box<conformance::ConformanceArgs>),
     Get(get::GetArgs),
     Describe(describe::DescribeArgs),
     Status(status::StatusArgs),
@@ -130,6 +133,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::DemoWarden => return demo::run_warden(),
         Command::Init(args) => init::run(args, out),
         Command::Validate(args) => validate::run(&args, out),
+        Command::Conformance(args) => block_on(conformance::run(*args, out))?,
         Command::Get(args) => block_on(get::run(args, out))?,
         Command::Describe(args) => block_on(describe::run(args, out))?,
         Command::Status(args) => block_on(status::run(args, out))?,

@@ -3,6 +3,7 @@
 
 mod byhand;
 mod cli;
+mod conformance;
 mod limits;
 mod metrics;
 mod names;
