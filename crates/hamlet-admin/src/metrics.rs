@@ -131,6 +131,8 @@ metrics! {
         peer_oldest_unanswered_seconds: By<PeerLabel>,
         /// Failed attempts to reach a peer since the last proven health.
         peer_attempts: By<PeerLabel>,
+        /// Connections with a peer that were closed because it sent too many streams or frames.
+        peer_floods: By<PeerLabel>,
         /// What is left of a lost peer's hold time, in seconds; absent while it doesn't run.
         peer_hold_left_seconds: By<PeerLabel>,
     }
@@ -252,6 +254,7 @@ impl StateMetrics {
         let label = PeerLabel { peer: name() };
         self.peer_state_age_seconds.get_or_create(&label).set(secs(peer.state_age_ms));
         self.peer_attempts.get_or_create(&label).set(number(peer.attempts));
+        self.peer_floods.get_or_create(&label).set(number(peer.floods));
         if let Some(ms) = peer.hold_left_ms {
             self.peer_hold_left_seconds.get_or_create(&label).set(secs(ms));
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hamlet_identity::{LocalIdentity, SniMinter, TrustTable, gateway_server_config};
+use hamlet_identity::{LocalIdentity, SilentSockets, SniMinter, TrustTable, gateway_server_config};
 use hamlet_runtime::{Clock, Spawner};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
@@ -21,7 +21,6 @@ use crate::limits::{HANDSHAKES_WAITING, Limits};
 use crate::metrics::{GatewayMetrics, GatewayStats, ListenerKind};
 use crate::pick::Picker;
 use crate::routes::{EgressTable, IngressTable};
-use crate::silent::Silent;
 use crate::{egress, egress_http, ingress};
 
 /// How a gateway listens and how patient it is.
@@ -110,7 +109,7 @@ pub(crate) struct Shared {
     pub(crate) ingress: Swapped<IngressTable>,
     pub(crate) egress: Swapped<EgressTable>,
     pub(crate) listeners: Listeners,
-    pub(crate) silent: Silent,
+    pub(crate) silent: SilentSockets,
     /// Handshakes that run, and those that run or wait.
     pub(crate) handshakes: Semaphore,
     pub(crate) handshakes_waiting: Semaphore,
@@ -179,7 +178,7 @@ impl Gateway {
         let limits = &config.limits;
         let shared = Arc::new(Shared {
             tls: gateway_server_config(&identity, minter, &trust),
-            silent: Silent::new(limits),
+            silent: SilentSockets::new(limits.silent_sockets, limits.silent_per_prefix),
             handshakes: slots(limits.handshakes.max(1)),
             handshakes_waiting: slots(limits.handshakes.max(1).saturating_add(HANDSHAKES_WAITING)),
             ingress_slots: Arc::new(slots(limits.ingress_connections)),

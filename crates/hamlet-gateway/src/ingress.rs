@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hamlet_core::{CallerForm, Fqdn};
-use hamlet_identity::{ProvenPeer, Role, proven_client};
+use hamlet_identity::{HelloError, ProvenPeer, Role, SilentPlace, hello_name, proven_client, read_hello};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::StartHandshake;
@@ -16,10 +16,8 @@ use tokio_rustls::server::TlsStream;
 
 use crate::gateway::{Open, Shared};
 use crate::guard::{Change, Cut, Guard, Standing, StandingFn};
-use crate::hello::{HelloError, read_hello, sni};
 use crate::metrics::{ListenerKind, Outcome};
 use crate::routes::IngressRoute;
-use crate::silent::Place;
 use crate::splice::{Activity, Ended, splice};
 use crate::{bind, ingress_http, proxy_v2};
 
@@ -53,7 +51,7 @@ async fn connection(
     stream: TcpStream,
     from: SocketAddr,
     local: SocketAddr,
-    place: Place,
+    place: SilentPlace,
 ) {
     let limit = shared.config.limits.handshake;
     let admitted = tokio::time::timeout(limit, admit(&shared, stream, from, place)).await;
@@ -77,7 +75,7 @@ async fn admit(
     shared: &Arc<Shared>,
     mut stream: TcpStream,
     from: SocketAddr,
-    place: Place,
+    place: SilentPlace,
 ) -> Result<Admitted, Refused> {
     let Some(hello) = place.keep(read_hello(&mut stream)).await else {
         return Err(Refused(Outcome::Evicted, "the oldest silent socket made room".to_owned()));
@@ -87,7 +85,7 @@ async fn admit(
         HelloError::TooLong | HelloError::NotTls(_) => Refused(Outcome::NotTls, error.to_string()),
     })?;
     let asked = hello.client_hello().server_name().unwrap_or_default().to_owned();
-    let Some(sni) = sni(&hello) else {
+    let Some(sni) = hello_name(&hello) else {
         return Err(Refused(Outcome::NoSni, format!("no SNI that is a name: {asked:?}")));
     };
     if shared.ingress.load().route(&sni).is_none() {

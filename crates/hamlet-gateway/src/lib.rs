@@ -35,13 +35,11 @@ mod exchange;
 mod gateway;
 mod guard;
 mod headers;
-mod hello;
 mod http_server;
 mod ingress;
 mod ingress_http;
 mod pick;
 mod proxy_v2;
-mod silent;
 mod splice;
 
 pub use egress::{EgressState, EgressStatus};

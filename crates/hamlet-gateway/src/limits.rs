@@ -3,18 +3,14 @@
 
 use std::time::Duration;
 
-/// Largest ClientHello, record headers included. A post-quantum one has about 1.5 KiB.
-pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
+use hamlet_identity::{SILENT_PER_PREFIX, SILENT_SOCKETS};
+
 /// From accept to the end of the TLS handshake, or one TLS handshake of egress.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// TLS handshakes computed at the same time.
 pub const HANDSHAKES: usize = 64;
 /// Whole ClientHellos that may wait for a handshake slot; the next one is closed.
 pub const HANDSHAKES_WAITING: usize = 256;
-/// Sockets that have not sent a whole ClientHello; the oldest is evicted for the next.
-pub const SILENT_SOCKETS: usize = 1024;
-/// Of those, how many may come from one /24 (IPv4) or /56 (IPv6).
-pub const SILENT_PER_PREFIX: usize = 256;
 /// Live connections of ingress, and as many of egress.
 pub const CONNECTIONS: usize = 8192;
 /// Listeners of egress; services above are reachable through the shared HTTP listener only.

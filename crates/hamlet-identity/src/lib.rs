@@ -12,15 +12,18 @@
 //! - TLS 1.3 only, client certificates always, no resumption (a resumed session would skip the
 //!   verifier and outlive removed trust).
 //!
-//! This crate doesn't open sockets and doesn't read configuration documents.
+//! What comes before a handshake is here as well, because both listeners need it: [`read_hello`]
+//! and [`SilentSockets`]. This crate doesn't open sockets and doesn't read configuration documents.
 
 mod bundle;
 pub mod ca;
 mod failures;
 mod files;
+mod hello;
 mod inspect;
 mod local;
 mod minter;
+mod silent;
 mod tls;
 mod trust;
 mod verifier;
@@ -31,8 +34,10 @@ pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
 pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
 pub use files::{FileError, PEM_BYTES_MAX};
+pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{IdentityError, LocalIdentity};
 pub use minter::{MINTED_MAX, SniMinter};
+pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,
     gateway_server_config, provider,

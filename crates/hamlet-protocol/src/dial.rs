@@ -18,7 +18,10 @@ use tonic::body::Body;
 
 use crate::dialect::Dialect;
 use crate::dialect::v1alpha1::End;
+use crate::frames::Side;
+use crate::limits::SharedLimits;
 use crate::link::{Connection, Link, LinkConfig};
+use crate::metered::Metered;
 use crate::session::{HELLO_WAIT, PeerClass, StreamEnd, StreamSession};
 use crate::stream::{Outbound, StreamCell};
 use crate::transport::{self, SpawnExecutor};
@@ -150,6 +153,7 @@ pub struct Dialler {
     spawner: Spawner,
     /// Between our pings, in milliseconds: longer after the peer has complained of them.
     ping_ms: Arc<AtomicU64>,
+    limits: SharedLimits,
 }
 
 impl Dialler {
@@ -161,7 +165,12 @@ impl Dialler {
         spawner: Spawner,
     ) -> Dialler {
         let ping_ms = Arc::new(AtomicU64::new(transport::CLIENT_PING.as_millis() as u64));
-        Dialler { link, identity, trust, spawner, ping_ms }
+        Dialler { link, identity, trust, spawner, ping_ms, limits: SharedLimits::default() }
+    }
+
+    /// Keeps to these limits, as they are when a connection is made, instead of the defaults.
+    pub fn limited(self, limits: SharedLimits) -> Dialler {
+        Dialler { limits, ..self }
     }
 
     /// Runs until the link or the agent shuts down.
@@ -402,6 +411,8 @@ impl Dialler {
             .keep_alive_interval(Duration::from_millis(self.ping_ms.load(Ordering::Relaxed)))
             .keep_alive_timeout(transport::PING_TIMEOUT)
             .keep_alive_while_idle(true);
+        let (tls, gauge) =
+            Metered::new(tls, self.limits.load().frames, Side::Dialled, self.link.context().clock.clone());
         let (sender, connection) = builder
             .handshake(TokioIo::new(tls))
             .await
@@ -418,6 +429,11 @@ impl Dialler {
                             let next = most.min(ping_ms.load(Ordering::Relaxed) * 2);
                             ping_ms.store(next, Ordering::Relaxed);
                             tracing::info!(peer = %link.peer(), next_ms = next, "the peer wants fewer pings");
+                        }
+                        if let Some(flood) = gauge.flood() {
+                            link.count_flood();
+                            tracing::warn!(peer = %link.peer(), error = %flood, "closed a connection");
+                            link.end_stream(StreamEnd::new(Code::ResourceExhausted, flood.to_string()));
                         }
                         break 'driving;
                     }

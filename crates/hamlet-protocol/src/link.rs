@@ -211,6 +211,8 @@ pub struct LinkStatus {
     pub violations: u64,
     /// Streams so far.
     pub streams: u64,
+    /// Connections closed for a flood of streams or frames.
+    pub floods: u64,
     /// Attempts to dial since the last stream.
     pub attempts: u64,
     /// Messages that wait for the peer's answer.
@@ -252,6 +254,8 @@ pub struct Link {
     /// Numbers the attempts to open a stream; the last one may take the place.
     opening: AtomicU64,
     connections: AtomicU64,
+    /// Connections that were closed because of what the peer sent beside the protocol.
+    floods: AtomicU64,
     shutdown: Shutdown,
 }
 
@@ -320,6 +324,7 @@ impl Link {
             streams: AtomicU64::new(0),
             opening: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            floods: AtomicU64::new(0),
             shutdown,
         });
         link.demand_view();
@@ -464,11 +469,18 @@ impl Link {
         self.state.stream.lock().clone()
     }
 
-    /// Counts a connection of the peer for as long as the guard lives, or refuses it.
-    pub fn count_connection(self: &Arc<Link>) -> Option<ConnectionGuard> {
+    /// Counts a connection of the peer for as long as the guard lives, or refuses it if there are
+    /// `most` already.
+    pub fn count_connection(self: &Arc<Link>, most: usize) -> Option<ConnectionGuard> {
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
         let guard = ConnectionGuard(self.clone());
-        ((before as usize) < CONNECTIONS_MAX).then_some(guard)
+        ((before as usize) < most).then_some(guard)
+    }
+
+    /// Counts a connection that was closed for a flood of streams or frames (threat T14).
+    pub fn count_flood(&self) {
+        self.floods.fetch_add(1, Ordering::Relaxed);
+        self.bump();
     }
 
     /// Opens a stream with an authenticated peer, taking the link's only place, or says why not.
@@ -713,6 +725,7 @@ impl Link {
             owner_proven: false,
             violations: 0,
             streams: self.streams.load(Ordering::Relaxed),
+            floods: self.floods.load(Ordering::Relaxed),
             attempts,
             in_flight: 0,
             peer_imports: true,

@@ -1,7 +1,8 @@
 //! The agent's listener: mTLS, HTTP/2, one method of each protocol version. *Hardened to untrusted
 //! peer.*
 //!
-//! A stranger ends at TLS. A connection lives only as long as its certificate is trusted: when
+//! A stranger ends at TLS, and costs a handshake only once its ClientHello is whole: silent
+//! sockets are cheap, and the oldest gives way (threat T15). A connection lives only as long as its certificate is trusted: when
 //! the trust table changes, the chain is verified again.
 
 use std::io;
@@ -12,7 +13,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
-use hamlet_identity::{LocalIdentity, ProvenPeer, Role, TrustTable};
+use hamlet_identity::{
+    LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, SilentPlace, SilentSockets, TrustTable, read_hello,
+};
 use hamlet_runtime::{Clock, Shutdown, Spawner};
 use hyper::body::Incoming as Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,19 +23,24 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::StartHandshake;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::dialect::v1alpha1::End;
 use crate::dialect::{Dialect, Incoming, Outgoing};
+use crate::frames::Side;
+use crate::limits::{ConnectionLimits, SharedLimits};
 use crate::link::Link;
+use crate::metered::Metered;
 use crate::stream::Outbound;
 use crate::transport::{self, SpawnExecutor};
 
-/// Most handshakes in progress at once; further sockets wait to be accepted.
-const HANDSHAKES_MAX: usize = 256;
+/// TLS handshakes computed at the same time; a slot is taken after a whole ClientHello.
+const HANDSHAKES: usize = 64;
+/// Whole ClientHellos that may wait for a handshake slot; the next one is closed.
+const HANDSHAKES_WAITING: usize = 256;
 
 /// Most streams that one connection may open in a minute (threat T14); the protocol needs one.
 /// Beyond it the connection is closed.
@@ -57,6 +65,7 @@ pub struct BindError {
 pub struct AgentServer {
     listener: TcpListener,
     address: SocketAddr,
+    limits: SharedLimits,
 }
 
 /// Strangers can't fill the log: so many refusals are logged in each ten seconds.
@@ -114,7 +123,12 @@ impl AgentServer {
     pub async fn bind(address: SocketAddr) -> Result<AgentServer, BindError> {
         let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
         let address = listener.local_addr().map_err(|source| BindError { address, source })?;
-        Ok(AgentServer { listener, address })
+        Ok(AgentServer { listener, address, limits: SharedLimits::default() })
+    }
+
+    /// Keeps to these limits, as they are when a connection comes, instead of the defaults.
+    pub fn limited(self, limits: SharedLimits) -> AgentServer {
+        AgentServer { limits, ..self }
     }
 
     /// Where it listens.
@@ -126,11 +140,8 @@ impl AgentServer {
     pub async fn run(self, context: ServerContext, shutdown: Shutdown) {
         let config = hamlet_identity::agent_server_config(&context.identity, &context.trust);
         let refusals = Arc::new(RefusalLog::default());
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let door = Arc::new(Door::new());
         'accepting: loop {
-            let Some(permit) = shutdown.or_begun(handshakes.clone().acquire_owned()).await else {
-                break 'accepting;
-            };
             let Some(accepted) = shutdown.or_begun(self.listener.accept()).await else { break 'accepting };
             let (stream, remote) = match accepted {
                 Ok(accepted) => accepted,
@@ -143,13 +154,15 @@ impl AgentServer {
             };
             refusals.tick(context.clock.now());
             let (context, config, shutdown) = (context.clone(), config.clone(), shutdown.clone());
-            let refusals = refusals.clone();
+            let limits = **self.limits.load();
+            door.silent.set_per_prefix(limits.silent_per_prefix);
+            let place = door.silent.enter(remote.ip());
+            let (refusals, door) = (refusals.clone(), door.clone());
             context.spawner.clone().spawn("agent/connection", async move {
-                match handshake(stream, config, &context).await {
-                    Ok((tls, proven)) => {
-                        drop(permit);
-                        serve(tls, proven, remote, context, shutdown).await;
-                    }
+                let letting_in = door.let_in(stream, place, config, &context);
+                let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
+                match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
+                    Ok((tls, proven)) => serve(tls, proven, remote, limits, context, shutdown).await,
                     Err(error) => refusals.warn(remote, &error),
                 }
             });
@@ -157,36 +170,61 @@ impl AgentServer {
     }
 }
 
-async fn handshake(
-    stream: TcpStream,
-    config: Arc<ServerConfig>,
-    context: &ServerContext,
-) -> Result<(TlsStream<TcpStream>, ProvenPeer), String> {
-    transport::tune(&stream).map_err(|e| e.to_string())?;
-    let accept = TlsAcceptor::from(config).accept(stream);
-    let tls = match tokio::time::timeout(transport::HANDSHAKE_DEADLINE, accept).await {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => {
+/// What stands before a handshake.
+struct Door {
+    silent: SilentSockets,
+    handshakes: Semaphore,
+    waiting: Semaphore,
+}
+
+impl Door {
+    fn new() -> Door {
+        Door {
+            silent: SilentSockets::new(SILENT_SOCKETS, None),
+            handshakes: Semaphore::new(HANDSHAKES),
+            waiting: Semaphore::new(HANDSHAKES_WAITING),
+        }
+    }
+
+    /// From a socket to a proven peer; the caller sets the deadline for all of it.
+    async fn let_in(
+        &self,
+        mut stream: TcpStream,
+        place: SilentPlace,
+        config: Arc<ServerConfig>,
+        context: &ServerContext,
+    ) -> Result<(TlsStream<TcpStream>, ProvenPeer), String> {
+        transport::tune(&stream).map_err(|e| e.to_string())?;
+        let Some(hello) = place.keep(read_hello(&mut stream)).await else {
+            return Err("the oldest socket without a ClientHello made room for another".to_owned());
+        };
+        let hello = hello.map_err(|e| e.to_string())?;
+        let overloaded = |_| "too many handshakes at once".to_owned();
+        let waiting = self.waiting.try_acquire().map_err(overloaded)?;
+        let slot = self.handshakes.acquire().await.map_err(|_| "the agent is stopping".to_owned())?;
+        let handshake = StartHandshake::from_parts(hello, stream).into_stream(config).await;
+        drop((slot, waiting));
+        let tls = handshake.map_err(|error| {
             // Our own refusal says more than the TLS alert that it became.
             let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-            return Err(ours.unwrap_or_else(|| transport::chain(&error)));
+            ours.unwrap_or_else(|| transport::chain(&error))
+        })?;
+        // A client that offers no ALPN passes TLS; it doesn't speak HTTP/2.
+        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err("the peer did not negotiate ALPN h2".to_owned());
         }
-        Err(_) => return Err("no complete TLS handshake within 5 s".to_owned()),
-    };
-    // A client that offers no ALPN passes TLS; it doesn't speak HTTP/2.
-    if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return Err("the peer did not negotiate ALPN h2".to_owned());
-    }
-    let proven =
-        hamlet_identity::proven_client(&context.trust, tls.get_ref().1.peer_certificates(), Role::Agent)
+        let certificates = tls.get_ref().1.peer_certificates();
+        let proven = hamlet_identity::proven_client(&context.trust, certificates, Role::Agent)
             .map_err(|e| e.to_string())?;
-    Ok((tls, proven))
+        Ok((tls, proven))
+    }
 }
 
 async fn serve(
     tls: TlsStream<TcpStream>,
     proven: ProvenPeer,
     remote: SocketAddr,
+    limits: ConnectionLimits,
     context: ServerContext,
     shutdown: Shutdown,
 ) {
@@ -194,16 +232,21 @@ async fn serve(
         tracing::warn!(%remote, peer = %proven.peer, "a trusted peer without a link");
         return;
     };
-    let Some(_counted) = link.count_connection() else {
+    let Some(_counted) = link.count_connection(limits.connections_per_peer) else {
         tracing::warn!(%remote, peer = %proven.peer, "too many connections of one peer; closed the newest");
         return;
     };
     let certified = proven.peer.clone();
     let certificates: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let mut trust_changed = context.trust.changed();
-    let budget = Arc::new(StreamBudget::default());
-    let rpc =
-        Rpc { link, proven: Arc::new(proven), spawner: context.spawner.clone(), budget: budget.clone() };
+    let budget = Arc::new(StreamBudget::new(limits.streams_a_minute));
+    let (tls, gauge) = Metered::new(tls, limits.frames, Side::Accepted, context.clock.clone());
+    let rpc = Rpc {
+        link: link.clone(),
+        proven: Arc::new(proven),
+        spawner: context.spawner.clone(),
+        budget: budget.clone(),
+    };
     let service = hyper::service::service_fn(move |request| rpc.clone().call(request));
     let mut builder = hyper::server::conn::http2::Builder::new(SpawnExecutor(context.spawner.clone()));
     builder
@@ -223,7 +266,10 @@ async fn serve(
     'serving: loop {
         tokio::select! {
             outcome = &mut connection => {
-                if let Err(error) = outcome {
+                if let Some(flood) = gauge.flood() {
+                    link.count_flood();
+                    tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
+                } else if let Err(error) = outcome {
                     tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
                 }
                 break 'serving;
@@ -236,6 +282,7 @@ async fn serve(
                 }
             }
             () = budget.overdrawn.notified() => {
+                link.count_flood();
                 tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
                 break 'serving;
             }
@@ -256,14 +303,19 @@ struct Rpc {
 }
 
 /// Counts the streams of one connection, whatever they ask for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct StreamBudget {
+    a_minute: u32,
     /// Begin of the minute that is counted, and how many were opened in it.
     minute: Mutex<(Duration, u32)>,
     overdrawn: Notify,
 }
 
 impl StreamBudget {
+    fn new(a_minute: u32) -> StreamBudget {
+        StreamBudget { a_minute, minute: Mutex::default(), overdrawn: Notify::new() }
+    }
+
     /// Whether one more may be opened; if not, the connection is told to end.
     fn take(&self, now: Duration) -> bool {
         let mut minute = self.minute.lock();
@@ -271,7 +323,7 @@ impl StreamBudget {
             *minute = (now, 0);
         }
         minute.1 = minute.1.saturating_add(1);
-        let within = minute.1 <= STREAMS_A_MINUTE;
+        let within = minute.1 <= self.a_minute;
         drop(minute);
         if !within {
             self.overdrawn.notify_one();

@@ -364,6 +364,9 @@ pub struct PeerStatus {
     /// Failed attempts since the last proven health.
     #[serde(default)]
     pub attempts: u64,
+    /// Connections that were closed because the peer sent too many streams or frames.
+    #[serde(default)]
+    pub floods: u64,
     /// Time to the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_ms: Option<u64>,

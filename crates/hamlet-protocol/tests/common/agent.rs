@@ -18,6 +18,7 @@ use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
+use hamlet_protocol::limits::SharedLimits;
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_protocol::server::{AgentServer, Links, ServerContext};
 use hamlet_runtime::{Clock, Shutdown, Supervisor, SystemClock, TaskState};
@@ -74,6 +75,8 @@ pub struct Agent {
     pub clock: Arc<dyn Clock>,
     /// Where it listens.
     pub address: SocketAddr,
+    /// What its connections may do.
+    pub limits: SharedLimits,
 }
 
 impl Agent {
@@ -139,18 +142,20 @@ impl Agent {
             clock: clock.clone(),
             spawner: spawner.clone(),
         };
+        let limits = SharedLimits::default();
         let mut linked = BTreeMap::new();
         for known in peers {
             let peer = PeerName::parse(known.name).unwrap();
             let (config, loaded) = (link_config(known, manner), store.load(&peer));
             let link =
                 Link::start(peer.clone(), config, context.clone(), loaded, shutdown.child()).await.unwrap();
-            let dialler = Dialler::new(link.clone(), identity.clone(), trust.clone(), spawner.clone());
+            let dialler = Dialler::new(link.clone(), identity.clone(), trust.clone(), spawner.clone())
+                .limited(limits.clone());
             spawner.spawn("dial", dialler.run(shutdown.clone()));
             linked.insert(peer, link);
         }
         let links: Links = Arc::new(ArcSwap::from_pointee(linked));
-        let server = AgentServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let server = AgentServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap().limited(limits.clone());
         let address = server.local_addr();
         let server_context = ServerContext {
             links: links.clone(),
@@ -160,7 +165,19 @@ impl Agent {
             spawner: spawner.clone(),
         };
         spawner.spawn("server", server.run(server_context, shutdown.clone()));
-        Agent { name, ca, store, publications, catalogue, links, supervisor, shutdown, clock, address }
+        Agent {
+            name,
+            ca,
+            store,
+            publications,
+            catalogue,
+            links,
+            supervisor,
+            shutdown,
+            clock,
+            address,
+            limits,
+        }
     }
 
     /// Publishes exactly `names` to one peer.

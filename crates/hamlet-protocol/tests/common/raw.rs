@@ -278,11 +278,21 @@ pub type RawFrame = (u8, u8, u32, Vec<u8>);
 /// Frame types of RFC 9113.
 pub const DATA: u8 = 0;
 /// See [`DATA`].
+pub const HEADERS: u8 = 1;
+/// See [`DATA`].
+pub const PRIORITY: u8 = 2;
+/// See [`DATA`].
 pub const RST_STREAM: u8 = 3;
 /// See [`DATA`].
+pub const SETTINGS: u8 = 4;
+/// See [`DATA`].
+pub const PING: u8 = 6;
+/// See [`DATA`].
 pub const GOAWAY: u8 = 7;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
+/// See [`DATA`].
+pub const WINDOW_UPDATE: u8 = 8;
+/// See [`DATA`].
+pub const CONTINUATION: u8 = 9;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
 impl RawHttp2 {

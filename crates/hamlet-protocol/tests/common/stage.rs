@@ -77,6 +77,12 @@ impl Stage {
     /// Checks that it still serves, and ends.
     pub async fn close(self) {
         self.still_serves().await;
+        self.end().await;
+    }
+
+    /// Ends, after a test that has shown by itself that it still serves.
+    pub async fn end(self) {
+        assert_eq!(self.bank.failed_tasks(), Vec::<String>::new());
         self.shop.stop().await;
         self.bank.stop().await;
     }

@@ -95,6 +95,7 @@ impl Agent {
         self.config.store(new.clone());
         // Trust first when it shrinks or grows: a removed peer is out before anything else.
         *self.distrusted.lock() = trust_of(&new, &self.trust);
+        self.connection_limits.store(Arc::new((&new.mesh.limits).into()));
         self.refresh_local(&new);
         self.reconcile_links(&new).await;
         self.sinks_due.send_modify(|v| *v += 1);
@@ -196,6 +197,10 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("spec.socket", a.socket != b.socket),
         ("spec.egress", a.egress != b.egress),
         ("spec.log", a.log != b.log),
+        (
+            "spec.limits.silentPerPrefix (for the ingress)",
+            a.limits.silent_per_prefix != b.limits.silent_per_prefix,
+        ),
     ];
     let changed = fixed.into_iter().filter(|(_, changed)| *changed);
     changed.map(|(path, _)| format!("mesh {path}: takes effect after a restart")).collect()

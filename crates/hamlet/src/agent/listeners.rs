@@ -69,7 +69,11 @@ pub(super) async fn gateway(
         connect_timeout: mesh.egress.connect_timeout,
         idle_timeout: mesh.egress.idle_timeout,
         drain: mesh.egress.drain,
-        limits: Limits { egress_listeners: mesh.egress.listeners, ..Limits::default() },
+        limits: Limits {
+            egress_listeners: mesh.egress.listeners,
+            silent_per_prefix: Some(mesh.limits.silent_per_prefix),
+            ..Limits::default()
+        },
     };
     // Started on its own runtime, so that its tasks live there.
     let starting = Gateway::start(settings, gateway_identity.clone(), minter, trust.clone(), spawner, clock);
@@ -109,7 +113,7 @@ pub(super) async fn start(agent: &Arc<Agent>, admin: &Spawner) -> anyhow::Result
     let mut listeners = vec![];
     let mut note = |name: &str, address: SocketAddr| listeners.push((name.to_owned(), address.to_string()));
     if let Some(address) = config.mesh.listen.agent {
-        let server = AgentServer::bind(address).await?;
+        let server = AgentServer::bind(address).await?.limited(agent.connection_limits.clone());
         note("agent", server.local_addr());
         let context = ServerContext {
             links: agent.links.clone(),

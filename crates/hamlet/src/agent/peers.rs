@@ -154,8 +154,9 @@ impl Agent {
     }
 
     fn start_dialler(&self, link: &Arc<Link>) {
-        let dialler =
-            Dialler::new(link.clone(), self.agent_identity.clone(), self.trust.clone(), self.spawner.clone());
+        let (identity, trust) = (self.agent_identity.clone(), self.trust.clone());
+        let dialler = Dialler::new(link.clone(), identity, trust, self.spawner.clone())
+            .limited(self.connection_limits.clone());
         self.spawner.spawn(format!("dialler/{}", link.peer()), dialler.run(link.shutdown().clone()));
     }
 }

@@ -19,6 +19,7 @@ use hamlet_gateway::{AddressPool, Gateway};
 use hamlet_identity::{LocalIdentity, TrustTable};
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::ImportedCatalogue;
+use hamlet_protocol::limits::{ConnectionLimits, SharedLimits};
 use hamlet_protocol::link::{Link, LinkContext};
 use hamlet_protocol::server::Links;
 use hamlet_runtime::{Clock, Shutdown, Spawner};
@@ -81,6 +82,7 @@ pub(crate) struct Agent {
     pub(super) trigger: Mutex<Option<Trigger>>,
     pub(super) watching: Mutex<Option<Shutdown>>,
     pub(super) link_context: LinkContext,
+    pub(super) connection_limits: SharedLimits,
     pub(super) metrics: MetricsText,
     pub(super) changed: watch::Sender<u64>,
     /// Moves when names, addresses or zones have to be computed anew.
@@ -163,6 +165,7 @@ impl Agent {
             trigger: Mutex::new(None),
             watching: Mutex::new(None),
             link_context,
+            connection_limits: Arc::new(ArcSwap::from_pointee(ConnectionLimits::from(&mesh.limits))),
             metrics,
             changed: watch::Sender::new(0),
             sinks_due: watch::Sender::new(0),

@@ -428,6 +428,7 @@ impl StateSource for Agent {
                     publish: configured.filter(|p| p.publish).map(|_| publish_progress(l)),
                     import: configured.filter(|p| p.import).map(|_| import_progress(l)),
                     attempts: l.attempts,
+                    floods: l.floods,
                     hold_left_ms: l.hold_left.map(ms),
                     last_error: l.last_error.clone().map(|message| Event { message, age_ms: ms(l.age) }),
                     auth_failures: named

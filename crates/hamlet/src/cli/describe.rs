@@ -119,6 +119,9 @@ fn peer(peer: &PeerStatus) -> Page {
     if peer.attempts > 0 {
         page.field("Failed attempts", peer.attempts.to_string());
     }
+    if peer.floods > 0 {
+        page.field("Closed for floods", format!("{} connections", peer.floods));
+    }
     page.option("Next attempt", peer.next_attempt_ms.map(|ms| format!("in {}", human_age(ms))));
     page.option("Hold time left", peer.hold_left_ms.map(human_age));
     let error = peer.last_error.as_ref();

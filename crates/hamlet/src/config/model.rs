@@ -19,6 +19,8 @@ use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{
     AddressRange, Endpoint, LocalService, MeshName, NameSuffix, PeerName, SpiffeId, TrustDomain,
 };
+use hamlet_protocol::frames::FrameLimits;
+use hamlet_protocol::limits::ConnectionLimits;
 
 pub use super::secret::{Secret, SecretError, SecretFile};
 
@@ -150,6 +152,26 @@ pub struct Limits {
     pub bytes_per_peer: u64,
     /// Largest offer, in bytes.
     pub message_bytes: usize,
+    /// Most connections of one peer to the agent's port.
+    pub connections_per_peer: usize,
+    /// Most streams that one connection may open in a minute.
+    pub streams_per_minute: u32,
+    /// How many HTTP/2 frames of a kind that carries nothing one connection may send at once.
+    pub control_frames: u32,
+    /// Most sockets of one /24 or /56 that have not sent a whole ClientHello.
+    pub silent_per_prefix: usize,
+}
+
+impl From<&Limits> for ConnectionLimits {
+    fn from(limits: &Limits) -> ConnectionLimits {
+        let frames = FrameLimits { burst: limits.control_frames, ..FrameLimits::default() };
+        ConnectionLimits {
+            connections_per_peer: limits.connections_per_peer,
+            streams_a_minute: limits.streams_per_minute,
+            frames,
+            silent_per_prefix: Some(limits.silent_per_prefix),
+        }
+    }
 }
 
 /// Logging.

@@ -247,6 +247,10 @@ pub(super) struct RawLimits {
     pub(super) services_per_peer: Option<u64>,
     pub(super) bytes_per_peer: Option<Bytes>,
     pub(super) message_bytes: Option<MessageBytes>,
+    pub(super) connections_per_peer: Option<u64>,
+    pub(super) streams_per_minute: Option<u64>,
+    pub(super) control_frames: Option<u64>,
+    pub(super) silent_per_prefix: Option<u64>,
 }
 
 impl Mesh {
@@ -281,6 +285,10 @@ impl Mesh {
                 services_per_peer: limits.value("servicesPerPeer"),
                 bytes_per_peer: limits.value("bytesPerPeer"),
                 message_bytes: limits.value("messageBytes"),
+                connections_per_peer: limits.value("connectionsPerPeer"),
+                streams_per_minute: limits.value("streamsPerMinute"),
+                control_frames: limits.value("controlFrames"),
+                silent_per_prefix: limits.value("silentPerPrefix"),
             },
             log_level: log.value("level"),
             log_format: log.value("format"),

@@ -82,6 +82,10 @@ impl Check<'_> {
                 services_per_peer: usize::try_from(raw.limits.services_per_peer?).ok()?,
                 bytes_per_peer: raw.limits.bytes_per_peer?.0,
                 message_bytes: usize::try_from(raw.limits.message_bytes?.0).ok()?,
+                connections_per_peer: usize::try_from(raw.limits.connections_per_peer?).ok()?,
+                streams_per_minute: u32::try_from(raw.limits.streams_per_minute?).ok()?,
+                control_frames: u32::try_from(raw.limits.control_frames?).ok()?,
+                silent_per_prefix: usize::try_from(raw.limits.silent_per_prefix?).ok()?,
             },
             log: LogConfig { level: raw.log_level?, format: raw.log_format? },
         })

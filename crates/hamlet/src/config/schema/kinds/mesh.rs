@@ -208,6 +208,37 @@ static LIMITS: Object = Object {
             "Largest offer that we admit and that we send.",
             "64KiB",
         ),
+        field(
+            "connectionsPerPeer",
+            Integer(1, 1_024),
+            Default("4"),
+            "Most connections that one peer may have open to `listen.agent`; it needs one, and a second while it renews.",
+            "4",
+        ),
+        field(
+            "streamsPerMinute",
+            Integer(1, 10_000),
+            Default("16"),
+            "Most streams that one connection may open in a minute, before it is closed.",
+            "16",
+        ),
+        field(
+            "controlFrames",
+            Integer(64, 65_536),
+            Default("256"),
+            "How many HTTP/2 frames of a kind that carries nothing (PING, SETTINGS, RST_STREAM and the like) a peer \
+             may send at once beyond what we gave cause for, before its connection is closed.",
+            "256",
+        ),
+        field(
+            "silentPerPrefix",
+            Integer(1, 1_024),
+            Default("256"),
+            "Most sockets from one /24 (IPv4) or /56 (IPv6) without a whole ClientHello; one more closes the oldest. \
+             Behind a load balancer that hides addresses: 1024, the most of all together. At `listen.ingress` a \
+             change needs a restart.",
+            "256",
+        ),
     ],
 };
 

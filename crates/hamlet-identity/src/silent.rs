@@ -1,4 +1,4 @@
-//! Sockets that have not sent a whole ClientHello yet: cheap, bounded, the oldest evicted.
+//! Sockets of a listener that have not sent a whole ClientHello yet: cheap, bounded, the oldest evicted.
 //! *Hardened to untrusted peer* (threat T15, decision 25).
 //!
 //! Invariant: never more than the limit, and a new socket is never refused for silent ones. The
@@ -8,15 +8,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::limits::Limits;
+/// Sockets that have not sent a whole ClientHello; the oldest is evicted for the next.
+pub const SILENT_SOCKETS: usize = 1024;
+/// Of those, how many may come from one /24 (IPv4) or /56 (IPv6).
+pub const SILENT_PER_PREFIX: usize = 256;
 
 type Prefix = u64;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Waiting {
     next: u64,
     sockets: BTreeMap<u64, (Prefix, oneshot::Sender<()>)>,
@@ -36,34 +40,45 @@ impl Waiting {
 }
 
 /// The silent sockets of one listener.
-pub(crate) struct Silent {
+#[derive(Debug)]
+pub struct SilentSockets {
     total: usize,
-    per_prefix: usize,
+    per_prefix: AtomicUsize,
     waiting: Arc<Mutex<Waiting>>,
 }
 
 /// One silent socket; it leaves the set when this is dropped.
-pub(crate) struct Place {
+#[derive(Debug)]
+pub struct SilentPlace {
     id: u64,
     waiting: Arc<Mutex<Waiting>>,
     evicted: oneshot::Receiver<()>,
 }
 
-impl Silent {
-    pub(crate) fn new(limits: &Limits) -> Silent {
-        let total = limits.silent_sockets.max(1);
-        let per_prefix = limits.silent_per_prefix.unwrap_or(total).clamp(1, total);
-        Silent { total, per_prefix, waiting: Arc::default() }
+impl SilentSockets {
+    /// At most `total` at a time and `per_prefix` of them from one /24 or /56; `None` behind a load
+    /// balancer, where all share an address.
+    pub fn new(total: usize, per_prefix: Option<usize>) -> SilentSockets {
+        let sockets =
+            SilentSockets { total: total.max(1), per_prefix: AtomicUsize::new(0), waiting: Arc::default() };
+        sockets.set_per_prefix(per_prefix);
+        sockets
+    }
+
+    /// Another limit for one prefix, for sockets that come from now on.
+    pub fn set_per_prefix(&self, per_prefix: Option<usize>) {
+        let most = per_prefix.unwrap_or(self.total).clamp(1, self.total);
+        self.per_prefix.store(most, Ordering::Relaxed);
     }
 
     /// Takes a place for a socket from `ip`, at the cost of the oldest where there is none.
-    pub(crate) fn enter(&self, ip: IpAddr) -> Place {
+    pub fn enter(&self, ip: IpAddr) -> SilentPlace {
         let prefix = prefix(ip);
+        let most = self.per_prefix.load(Ordering::Relaxed);
         let (evict, evicted) = oneshot::channel();
         let mut waiting = self.waiting.lock();
         let of_prefix = waiting.of_prefix.get(&prefix);
-        let crowded =
-            of_prefix.filter(|ids| ids.len() >= self.per_prefix).and_then(|ids| ids.first()).copied();
+        let crowded = of_prefix.filter(|ids| ids.len() >= most).and_then(|ids| ids.first()).copied();
         let full = (waiting.sockets.len() >= self.total).then(|| waiting.sockets.keys().next().copied());
         // Dropping the sender tells the evicted task.
         if let Some(oldest) = crowded.or(full.flatten()) {
@@ -73,13 +88,13 @@ impl Silent {
         waiting.next += 1;
         waiting.sockets.insert(id, (prefix, evict));
         waiting.of_prefix.entry(prefix).or_default().insert(id);
-        Place { id, waiting: self.waiting.clone(), evicted }
+        SilentPlace { id, waiting: self.waiting.clone(), evicted }
     }
 }
 
-impl Place {
+impl SilentPlace {
     /// Runs `work` unless the place is lost first.
-    pub(crate) async fn keep<T>(mut self, work: impl Future<Output = T>) -> Option<T> {
+    pub async fn keep<T>(mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             out = work => Some(out),
             _ = &mut self.evicted => None,
@@ -87,7 +102,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SilentPlace {
     fn drop(&mut self) {
         self.waiting.lock().remove(self.id);
     }
@@ -106,13 +121,13 @@ mod tests {
     use super::*;
     use futures::FutureExt;
 
-    fn lost(place: &mut Place) -> bool {
+    fn lost(place: &mut SilentPlace) -> bool {
         (&mut place.evicted).now_or_never().is_some()
     }
 
     #[test]
     fn the_oldest_silent_socket_is_evicted_and_the_newest_never() {
-        let silent = Silent::new(&Limits { silent_sockets: 2, silent_per_prefix: None, ..Limits::default() });
+        let silent = SilentSockets::new(2, None);
         let ip: IpAddr = "192.0.2.1".parse().unwrap();
         let (mut a, mut b) = (silent.enter(ip), silent.enter(ip));
         let mut c = silent.enter(ip);
@@ -126,12 +141,15 @@ mod tests {
 
     #[test]
     fn a_crowded_prefix_evicts_its_own_oldest_only() {
-        let limits = Limits { silent_sockets: 10, silent_per_prefix: Some(1), ..Limits::default() };
-        let silent = Silent::new(&limits);
+        let silent = SilentSockets::new(10, Some(1));
         let mut honest = silent.enter("198.51.100.1".parse().unwrap());
         let mut first = silent.enter("192.0.2.1".parse().unwrap());
         let mut second = silent.enter("192.0.2.200".parse().unwrap());
         let mut six = silent.enter("2600::1".parse().unwrap());
         assert!(lost(&mut first) && !lost(&mut second) && !lost(&mut honest) && !lost(&mut six));
+        // Behind a load balancer all come from one address.
+        silent.set_per_prefix(None);
+        let mut third = silent.enter("192.0.2.3".parse().unwrap());
+        assert!(!lost(&mut second) && !lost(&mut third));
     }
 }

@@ -8,24 +8,27 @@ use hamlet_core::Fqdn;
 use rustls::server::{Accepted, Acceptor};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::limits::CLIENT_HELLO_BYTES;
-
+/// Largest ClientHello, record headers included. A post-quantum one has about 1.5 KiB.
+pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
 /// One read; the parser takes this much at a time.
 const READ: usize = 2048;
 
 /// Why there is no ClientHello.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HelloError {
+pub enum HelloError {
+    /// The socket ended before.
     #[error("closed before a whole ClientHello")]
     Closed,
+    /// What came is longer than we read.
     #[error("no whole ClientHello within {CLIENT_HELLO_BYTES} bytes")]
     TooLong,
+    /// It isn't TLS, or a ClientHello that can't be. The alert was sent.
     #[error("not a TLS ClientHello: {0}")]
     NotTls(rustls::Error),
 }
 
 /// Reads until a ClientHello is whole. The caller sets the deadline.
-pub(crate) async fn read_hello<S>(stream: &mut S) -> Result<Accepted, HelloError>
+pub async fn read_hello<S>(stream: &mut S) -> Result<Accepted, HelloError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -59,7 +62,7 @@ where
 
 /// The name a ClientHello asks for, canonical: case folded, one trailing dot stripped. `None`
 /// without SNI, or for one that is an address or no name at all.
-pub(crate) fn sni(accepted: &Accepted) -> Option<Fqdn> {
+pub fn hello_name(accepted: &Accepted) -> Option<Fqdn> {
     Fqdn::parse(accepted.client_hello().server_name()?).ok()
 }
 
@@ -106,7 +109,7 @@ mod tests {
 
     async fn read_whole(mut script: tokio_test::io::Builder) -> Result<Option<Fqdn>, HelloError> {
         let mut stream = script.build();
-        read_hello(&mut stream).await.map(|accepted| sni(&accepted))
+        read_hello(&mut stream).await.map(|accepted| hello_name(&accepted))
     }
 
     fn ledger() -> Fqdn {
@@ -147,7 +150,7 @@ mod tests {
         {
             let (mut near, mut far) = tokio::io::duplex(1 << 16);
             far.write_all(&patched(bad)).await.unwrap();
-            let asked = read_hello(&mut near).await.ok().and_then(|accepted| sni(&accepted));
+            let asked = read_hello(&mut near).await.ok().and_then(|accepted| hello_name(&accepted));
             assert_eq!(asked, None, "{bad:?}");
         }
         assert_eq!(asked(&[&hello("192.0.2.1")]).await.unwrap(), None);
