@@ -1,4 +1,4 @@
-//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches and chaos.
+//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches, chaos and fuzzing.
 //!
 //! Nothing here ships. Every errand that judges ends with one line `N passed, N failed`, and fails
 //! when anything failed.
@@ -6,6 +6,7 @@
 mod bench;
 mod chaos;
 mod docs;
+mod fuzz;
 mod report;
 mod scratch;
 mod tidy;
@@ -15,13 +16,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Errands of the Hamlet project: checks, generated documentation, measurements, chaos
+/// Errands of the Hamlet project: checks, generated documentation, measurements, chaos, fuzzing
 ///
 /// Examples:
 ///   cargo xtask tidy
 ///   cargo xtask docs --check
 ///   cargo xtask bench sync --services 10000 --json sync.json
 ///   cargo xtask chaos --kills 200 --seed 7
+///   cargo xtask fuzz all --seconds 10
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", verbatim_doc_comment)]
 struct Cli {
@@ -36,6 +38,7 @@ enum Errand {
     #[command(subcommand)]
     Bench(bench::Bench),
     Chaos(chaos::ChaosOptions),
+    Fuzz(fuzz::FuzzOptions),
     /// One end of a bench, as a process of its own
     #[command(hide = true)]
     BenchEnd(bench::EndOptions),
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Errand::Docs(options) => docs::run(&options),
         Errand::Bench(bench) => bench::run(bench),
         Errand::Chaos(options) => chaos::run(&options),
+        Errand::Fuzz(options) => fuzz::run(&options),
         Errand::BenchEnd(options) => bench::run_end(&options).map(|()| true),
     };
     match outcome {

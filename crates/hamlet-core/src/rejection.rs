@@ -67,14 +67,14 @@ impl fmt::Display for Rejection {
 }
 
 /// Makes hostile text safe for one log line, table cell or status message: control characters
-/// (C0, C1, line and paragraph separators, bidirectional overrides) become `\u{..}` escapes and
+/// (C0, C1, line and paragraph separators, bidirectional controls, characters without width) become `\u{..}` escapes and
 /// the result is cut at a character boundary to at most `max` bytes.
 pub fn one_line(text: &str, max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max));
     for c in text.chars() {
         let hidden = c.is_control()
-            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
-                | '\u{2066}'..='\u{2069}' | '\u{feff}');
+            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{2069}' | '\u{feff}');
         let piece = if hidden { c.escape_unicode().to_string() } else { c.to_string() };
         if out.len() + piece.len() > max {
             break;
@@ -92,6 +92,8 @@ mod tests {
     fn hostile_text_becomes_one_bounded_line_without_control_characters() {
         let line = one_line("a\nb\x1b[31mc\u{202e}d", 64);
         assert_eq!(line, "a\\u{a}b\\u{1b}[31mc\\u{202e}d");
+        // An Arabic letter mark turns the direction; a space without width makes two names look alike.
+        assert_eq!(one_line("a\u{61c}b\u{200b}c", 64), "a\\u{61c}b\\u{200b}c");
         assert!(one_line(&"é".repeat(100), 11).len() <= 11);
     }
 }
