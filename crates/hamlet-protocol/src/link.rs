@@ -494,7 +494,7 @@ impl Link {
         if config.paused {
             return Err(StreamEnd::new(
                 Code::Unauthenticated,
-                "this peer is paused here; ask the operators to resume it",
+                "this peer is paused here, or its context value cannot be read; ask the operators",
             ));
         }
         config.may_speak(dialect)?;
