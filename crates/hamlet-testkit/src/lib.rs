@@ -1,6 +1,7 @@
-//! Things that tests need: a CA that can do every wrong thing, TLS peers that believe anybody, and
-//! waiting without sleeping. For tests and benches only; no production crate depends on it.
+//! Things that tests need: a CA that can do every wrong thing, TLS peers that believe anybody, a
+//! line that behaves badly, and waiting without sleeping. For tests and benches only; no production crate depends on it.
 
+pub mod chaos;
 mod eventually;
 pub mod pki;
 pub mod store;
