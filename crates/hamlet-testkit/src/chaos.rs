@@ -201,11 +201,9 @@ async fn carry(mut client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
         let down = Direction { shared: &shared, flow: |w| w.down, carried: &shared.down };
         let both = async { tokio::try_join!(up.run(client_in, server_out), down.run(server_in, client_out)) };
         tokio::pin!(both);
-        'carrying: loop {
-            tokio::select! {
-                _ = &mut both => break 'carrying false,
-                changed = resets.changed() => break 'carrying changed.is_ok(),
-            }
+        tokio::select! {
+            _ = &mut both => false,
+            changed = resets.changed() => changed.is_ok(),
         }
     };
     if was_reset {

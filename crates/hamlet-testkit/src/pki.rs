@@ -15,6 +15,7 @@ use rcgen::{
     Issuer, KeyPair, NameConstraints, PublicKeyData, SanType, SignatureAlgorithm,
 };
 pub use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
@@ -275,6 +276,16 @@ impl TestLeaf {
     /// Its private key. Panics for a key that is only public.
     pub fn key(&self) -> PrivateKeyDer<'static> {
         self.key.as_ref().expect("a private key").clone_key()
+    }
+
+    /// Reads what [`write`](Self::write) wrote.
+    pub fn read(folder: &Path, stem: &str) -> TestLeaf {
+        let text = |end: &str| std::fs::read_to_string(folder.join(format!("{stem}.{end}")));
+        let (cert_pem, key_pem) = (text("pem").expect("a certificate"), text("key").expect("a key"));
+        let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes());
+        let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificates in PEM");
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).expect("a key in PEM");
+        TestLeaf { chain, cert_pem, key_pem, key: Some(key) }
     }
 
     /// The same certificate with the key of `other`: a stolen certificate. Only for handshakes.
