@@ -12,9 +12,20 @@ mod scratch;
 mod tidy;
 mod tree;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
+use cap::Cap;
 use clap::{Parser, Subcommand};
+
+/// Counts the bytes on the heap, for the benches; it limits nothing.
+#[global_allocator]
+static HEAP: Cap<System> = Cap::new(System, usize::MAX);
+
+/// Bytes on the heap now.
+pub(crate) fn heap_bytes() -> u64 {
+    HEAP.allocated() as u64
+}
 
 /// Errands of the Hamlet project: checks, generated documentation, measurements, chaos, fuzzing
 ///
@@ -48,7 +59,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().errand {
         Errand::Tidy(options) => tidy::run(&options),
         Errand::Docs(options) => docs::run(&options),
-        Errand::Bench(bench) => bench::run(bench),
+        Errand::Bench(bench) => bench::run(&bench),
         Errand::Chaos(options) => chaos::run(&options),
         Errand::Fuzz(options) => fuzz::run(&options),
         Errand::BenchEnd(options) => bench::run_end(&options).map(|()| true),

@@ -1,5 +1,5 @@
-//! Two agents without gateway, names or configuration: the protocol with real sockets, real mTLS
-//! and a store of choice. What is left out isn't measured.
+//! Agents without gateway, names or configuration: the protocol with real sockets, real mTLS and
+//! a store of choice. What is left out isn't measured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,72 +23,108 @@ use hamlet_core::{
 };
 use hamlet_identity::{LocalIdentity, PeerTrust, TrustBundle, TrustTable};
 use hamlet_protocol::dial::Dialler;
-use hamlet_protocol::dialect::Secret;
+use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::service::encode;
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_protocol::server::{AgentServer, Links, ServerContext};
 use hamlet_runtime::{Clock, Shutdown, Spawner, Supervisor, SystemClock};
-use hamlet_testkit::pki::TestCa;
+use hamlet_testkit::pki::{LeafSpec, TestCa};
 
 /// The two meshes; each is the other's peer.
 pub(super) const OWNER: &str = "owner";
 /// See [`OWNER`].
 pub(super) const CONSUMER: &str = "consumer";
+/// The owner's certificate for clients that look at DNS names.
+pub(super) const OWNER_BY_NAME: &str = "owner-by-name";
 /// Port of the ingress that the owner tells of; nobody calls it.
 const INGRESS_PORT: u16 = 7444;
 /// Size that a service is filled up to, in encoded bytes.
-const SERVICE_BYTES: usize = 480;
+pub(super) const SERVICE_BYTES: usize = 480;
 
-/// Writes the certificates of both meshes into `folder`.
-pub(super) fn write_identities(folder: &Path) -> anyhow::Result<()> {
-    for mesh in [OWNER, CONSUMER] {
+/// The mesh of one of many consumers.
+pub(super) fn member(i: usize) -> String {
+    format!("member-{i:04}")
+}
+
+/// Writes the certificates of both meshes, and of so many further consumers, into `folder`.
+pub(super) fn write_identities(folder: &Path, members: usize) -> anyhow::Result<()> {
+    let meshes = [OWNER.to_owned(), CONSUMER.to_owned()].into_iter().chain((0..members).map(member));
+    for mesh in meshes {
         let ca = TestCa::new(&format!("{mesh}.example"));
         std::fs::write(folder.join(format!("{mesh}-ca.pem")), ca.pem())?;
-        ca.agent().write(folder, mesh);
+        ca.agent().write(folder, &mesh);
+        if mesh == OWNER {
+            let mut by_name = LeafSpec::of(ca.agent_id().as_str());
+            by_name.dns = vec!["localhost".to_owned()];
+            ca.leaf(by_name).write(folder, OWNER_BY_NAME);
+        }
     }
     Ok(())
 }
 
-/// Who we are, and that we believe the one peer.
+/// Who we are, and that we believe the peers.
 pub(super) struct Identities {
     /// Ours.
     pub(super) identity: Arc<LocalIdentity>,
-    /// The peer's.
+    /// The peers'.
     pub(super) trust: Arc<TrustTable>,
 }
 
 impl Identities {
     /// Reads what [`write_identities`] wrote.
-    pub(super) fn read(folder: &Path, own: &str, peer: &str) -> anyhow::Result<Identities> {
+    pub(super) fn read(folder: &Path, own: &str, peers: &[String]) -> anyhow::Result<Identities> {
         let pem = |end: &str| folder.join(format!("{own}.{end}"));
         let identity = LocalIdentity::from_pem_files(&pem("pem"), &pem("key"), SystemClock::shared())?;
-        let trust_domain = TrustDomain::parse(&format!("{peer}.example"))?;
-        let bundle = std::fs::read(folder.join(format!("{peer}-ca.pem")))?;
+        let believed = |peer: &String| -> anyhow::Result<PeerTrust> {
+            let trust_domain = TrustDomain::parse(&format!("{peer}.example"))?;
+            let bundle = std::fs::read(folder.join(format!("{peer}-ca.pem")))?;
+            Ok(PeerTrust {
+                peer: PeerName::parse(peer)?,
+                agent_ids: vec![trust_domain.id("agent")?],
+                gateway_ids: vec![trust_domain.id("gateway")?],
+                bundle: Arc::new(TrustBundle::from_pem(trust_domain.clone(), &bundle)?),
+                trust_domain,
+            })
+        };
         let trust = TrustTable::new(SystemClock::shared());
-        trust.replace(vec![PeerTrust {
-            peer: PeerName::parse(peer)?,
-            agent_ids: vec![trust_domain.id("agent")?],
-            gateway_ids: vec![trust_domain.id("gateway")?],
-            bundle: Arc::new(TrustBundle::from_pem(trust_domain.clone(), &bundle)?),
-            trust_domain,
-        }])?;
+        trust.replace(peers.iter().map(believed).collect::<anyhow::Result<Vec<_>>>()?)?;
         Ok(Identities { identity, trust })
     }
 }
 
+/// What an agent needs to start.
+pub(super) struct AgentSpec<'a> {
+    /// Its mesh.
+    pub(super) own: &'a str,
+    /// The other meshes.
+    pub(super) peers: Vec<String>,
+    /// Where the certificates are.
+    pub(super) folder: &'a Path,
+    /// Where the (only) peer is; `None` imports nothing.
+    pub(super) address: Option<SocketAddr>,
+    /// What outlives the agent, and what it kept of each peer.
+    pub(super) store: Arc<dyn ImportStore>,
+    /// See `store`.
+    pub(super) loaded: BTreeMap<PeerName, LoadedPeer>,
+    /// Most services to import.
+    pub(super) services: usize,
+    /// Speaks v1alpha1 only, which has one unanswered message.
+    pub(super) one_in_flight: bool,
+}
+
 /// One agent.
 pub(super) struct Agent {
-    /// Its only link.
-    pub(super) link: Arc<Link>,
+    /// Its links, in the order of the peers.
+    pub(super) links: Vec<Arc<Link>>,
     /// What it imported.
     pub(super) catalogue: ImportedCatalogue,
-    /// The other mesh.
-    pub(super) peer: PeerName,
     /// Time.
     pub(super) clock: Arc<dyn Clock>,
     publications: Arc<Offered>,
+    ingress: IngressOffer,
+    services: Vec<Arc<LocalService>>,
     identities: Identities,
     spawner: Spawner,
     shutdown: Shutdown,
@@ -97,15 +133,8 @@ pub(super) struct Agent {
 
 impl Agent {
     /// Starts one that neither listens nor dials yet.
-    pub(super) async fn start(
-        own: &str,
-        peer: &str,
-        folder: &Path,
-        address: Option<SocketAddr>,
-        store: Arc<dyn ImportStore>,
-        services: usize,
-    ) -> anyhow::Result<Agent> {
-        let identities = Identities::read(folder, own, peer)?;
+    pub(super) async fn start(mut spec: AgentSpec<'_>) -> anyhow::Result<Agent> {
+        let identities = Identities::read(spec.folder, spec.own, &spec.peers)?;
         let clock = SystemClock::shared();
         let shutdown = Shutdown::new();
         let supervisor = Supervisor::new(shutdown.clone());
@@ -115,36 +144,70 @@ impl Agent {
         let context = LinkContext {
             our_id: identities.identity.spiffe_id(),
             agent: "hamlet bench".into(),
-            instance: 1,
+            instance: u64::from(std::process::id()),
             log_id: u128::from(std::process::id()).to_be_bytes(),
             publications: publications.clone(),
             catalogue: catalogue.clone(),
             leases: NameLeases::new(),
-            store,
+            store: spec.store.clone(),
             clock: clock.clone(),
             spawner: spawner.clone(),
         };
-        let import = address.map(|_| settings(peer, services)).transpose()?;
-        let config = LinkConfig {
-            address: address.map(|a| a.to_string()),
-            version: None,
-            context: Secret::new(""),
-            extensions_required: false,
-            foreign_window: 1,
-            paused: false,
-            import,
-        };
-        let peer = PeerName::parse(peer)?;
-        let link =
-            Link::start(peer.clone(), config, context, LoadedPeer::default(), shutdown.child()).await?;
-        Ok(Agent { link, catalogue, peer, clock, publications, identities, spawner, shutdown, supervisor })
+        let mut links = Vec::new();
+        for peer in &spec.peers {
+            let import = spec.address.map(|_| settings(peer, spec.services)).transpose()?;
+            let config = LinkConfig {
+                address: spec.address.map(|a| a.to_string()),
+                version: spec.one_in_flight.then_some(Dialect::V1alpha1),
+                context: Secret::new(""),
+                extensions_required: false,
+                foreign_window: 1,
+                paused: false,
+                import,
+            };
+            let peer = PeerName::parse(peer)?;
+            let loaded = spec.loaded.remove(&peer).unwrap_or_default();
+            links.push(Link::start(peer, config, context.clone(), loaded, shutdown.child()).await?);
+        }
+        let (ingress, services) = (ingress()?, Vec::new());
+        Ok(Agent {
+            links,
+            catalogue,
+            clock,
+            publications,
+            ingress,
+            services,
+            identities,
+            spawner,
+            shutdown,
+            supervisor,
+        })
     }
 
-    /// Offers `count` services to the peer; returns the encoded size of one.
-    pub(super) fn publish(&self, count: usize) -> anyhow::Result<usize> {
-        let ingress = ingress()?;
-        let services = (0..count).map(|i| service(i, &ingress)).collect::<anyhow::Result<Vec<_>>>()?;
-        let peers: BTreeSet<PeerName> = [self.peer.clone()].into();
+    /// The only peer, or the first one.
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.links[0]
+    }
+
+    /// What `services` services look like at `version`, from `first` on; what comes after them
+    /// stays. Returns the encoded size of the last one.
+    pub(super) fn set(&mut self, first: usize, count: usize, version: u64) -> anyhow::Result<usize> {
+        // The first version is the same in every process, so that a restart changes nothing.
+        let at = if version == 1 { 0 } else { self.clock.wall().as_nanos() };
+        for i in first..first + count {
+            let service = service(i, &marker(i, version, at), &self.ingress)?;
+            match self.services.get_mut(i) {
+                Some(place) => *place = service,
+                None => self.services.push(service),
+            }
+        }
+        self.publish();
+        Ok(self.services.last().map_or(0, |s| encode(&offer_of(s, &self.ingress)).len()))
+    }
+
+    /// Offers what there is to all peers.
+    pub(super) fn publish(&self) {
+        let peers: BTreeSet<PeerName> = self.links.iter().map(|l| l.peer().clone()).collect();
         let rule = PublicationRule {
             name: "all".into(),
             names: BTreeSet::new(),
@@ -153,20 +216,20 @@ impl Agent {
             peers: peers.clone(),
         };
         self.publications.refresh(PublicationInputs {
-            services: &services,
-            ingress: &ingress,
+            services: &self.services,
+            ingress: &self.ingress,
             policy: &PublicationPolicy { rules: vec![rule] },
             peers: &peers,
             ready: true,
         });
-        Ok(services.first().map_or(0, |s| encode(&offer_of(s, &ingress)).len()))
     }
 
-    /// Accepts the peer on a free port of loopback.
-    pub(super) async fn listen(&self) -> anyhow::Result<SocketAddr> {
-        let server = AgentServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    /// Accepts the peers on `address`.
+    pub(super) async fn listen(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let server = AgentServer::bind(address).await?;
         let address = server.local_addr();
-        let links: Links = Arc::new(ArcSwap::from_pointee([(self.peer.clone(), self.link.clone())].into()));
+        let links = self.links.iter().map(|l| (l.peer().clone(), l.clone()));
+        let links: Links = Arc::new(ArcSwap::from_pointee(links.collect()));
         let context = ServerContext {
             links,
             trust: self.identities.trust.clone(),
@@ -178,11 +241,13 @@ impl Agent {
         Ok(address)
     }
 
-    /// Dials the peer from here on.
+    /// Dials the peers from here on.
     pub(super) fn dial(&self) {
         let Identities { identity, trust } = &self.identities;
-        let dialler = Dialler::new(self.link.clone(), identity.clone(), trust.clone(), self.spawner.clone());
-        self.spawner.spawn("dial", dialler.run(self.shutdown.clone()));
+        for link in &self.links {
+            let dialler = Dialler::new(link.clone(), identity.clone(), trust.clone(), self.spawner.clone());
+            self.spawner.spawn("dial", dialler.run(self.shutdown.clone()));
+        }
     }
 
     /// Stops all of it.
@@ -228,8 +293,13 @@ fn ingress() -> anyhow::Result<IngressOffer> {
     Ok(IngressOffer { endpoints: vec![endpoint], sans: vec![gateway] })
 }
 
-/// A service filled up to [`SERVICE_BYTES`] by its description.
-fn service(i: usize, ingress: &IngressOffer) -> anyhow::Result<Arc<LocalService>> {
+/// What the lean consumers read: key, version, and when it was published, in nanoseconds.
+pub(super) fn marker(key: usize, version: u64, at_nanos: u128) -> String {
+    format!("#{key}:{version}:{at_nanos}#")
+}
+
+/// A service filled up to [`SERVICE_BYTES`] by its description, which begins with `text`.
+fn service(i: usize, text: &str, ingress: &IngressOffer) -> anyhow::Result<Arc<LocalService>> {
     let name = format!("service-{i:06}");
     let fqdn = Fqdn::parse(&format!("{name}.{OWNER}.example"))?;
     let http = DnsLabel::parse("http")?;
@@ -251,6 +321,7 @@ fn service(i: usize, ingress: &IngressOffer) -> anyhow::Result<Arc<LocalService>
     };
     let bare = encode(&offer_of(&service, ingress)).len();
     // Tag and length of the description take three bytes.
-    service.description = "x".repeat(SERVICE_BYTES.saturating_sub(bare + 3));
+    let filled = SERVICE_BYTES.saturating_sub(bare + 3);
+    service.description = format!("{text:x<filled$}");
     Ok(Arc::new(service))
 }

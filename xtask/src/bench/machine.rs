@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeSpec};
+use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -55,8 +56,8 @@ pub(super) struct Machine {
     kernel: String,
     idle: f64,
     steal: f64,
-    /// Pairs that began although the machine was busy with something else.
-    busy_pairs: usize,
+    /// Rounds that began although the machine was busy with something else.
+    busy_rounds: usize,
     versions: Versions,
 }
 
@@ -64,11 +65,13 @@ pub(super) struct Machine {
 struct Versions {
     hamlet: &'static str,
     build: &'static str,
+    /// What we were compared with, as it names itself.
+    peers: Vec<String>,
 }
 
 impl Machine {
     /// Describes it.
-    pub(super) fn describe(over: Shares, busy_pairs: usize) -> Machine {
+    pub(super) fn describe(over: Shares, busy_rounds: usize, peers: Vec<String>) -> Machine {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or_default();
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -78,57 +81,98 @@ impl Machine {
             kernel: kernel.trim().to_owned(),
             idle: over.idle,
             steal: over.steal,
-            busy_pairs,
+            busy_rounds,
             versions: Versions {
                 hamlet: env!("CARGO_PKG_VERSION"),
                 build: if cfg!(debug_assertions) { "debug" } else { "release" },
+                peers,
             },
         }
+    }
+
+    /// What we were compared with.
+    pub(super) fn peers(&self) -> &[String] {
+        &self.versions.peers
     }
 
     /// One line for people.
     pub(super) fn line(&self) -> String {
         format!(
-            "{} x {}, Linux {}; over the run {:.0} % idle, {:.1} % stolen; {} build",
+            "{} x {}, Linux {}; over the run {:.0} % idle, {:.1} % stolen, {} rounds began busy; {} build",
             self.cpus,
             self.cpu,
             self.kernel,
             self.idle * 100.0,
             self.steal * 100.0,
+            self.busy_rounds,
             self.versions.build
         )
     }
 }
 
-/// What this process has cost so far.
+/// What a process has cost so far.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Cost {
     /// Processor time, user and system, in microseconds.
     pub(super) cpu_us: u64,
     /// Resident memory, in bytes.
     pub(super) rss: u64,
+    /// Most resident memory so far, in bytes.
+    pub(super) peak: u64,
+    /// Bytes on the heap, by the allocator's own count; 0 where only the process itself could say.
+    pub(super) heap: u64,
 }
 
 impl Cost {
-    /// As of now.
+    /// Of this process, as of now.
     pub(super) fn now() -> Cost {
-        let micros = |t: nix::sys::time::TimeVal| {
-            u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000 + u64::try_from(t.tv_usec()).unwrap_or(0)
+        Cost { heap: crate::heap_bytes(), ..Cost::of(std::process::id()) }
+    }
+
+    /// Of a process of ours; zero when it is gone.
+    pub(super) fn of(pid: u32) -> Cost {
+        let process = Pid::from_raw(i32::try_from(pid).unwrap_or(0));
+        let time = clock_getcpuclockid(process).and_then(ClockId::now);
+        let micros = |t: TimeSpec| {
+            let (seconds, nanos) = (u64::try_from(t.tv_sec()), u64::try_from(t.tv_nsec()));
+            seconds.unwrap_or(0) * 1_000_000 + nanos.unwrap_or(0) / 1_000
         };
-        let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
-        let cpu_us = usage.map_or(0, |u| micros(u.user_time()) + micros(u.system_time()));
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let kib = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
-        Cost { cpu_us, rss: kib.unwrap_or(0) * 1024 }
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let bytes = |field: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(field));
+            line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        Cost { cpu_us: time.map_or(0, micros), rss: bytes("VmRSS:"), peak: bytes("VmHWM:"), heap: 0 }
     }
 }
 
-/// The last processor that this process may use: the first ones serve most interrupts.
-pub(super) fn last_cpu() -> Option<usize> {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
-    (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false))
+/// Two processors for a system under test and its load; the same one where there is only one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cpus {
+    /// For what is measured: the last one, because the first ones serve most interrupts.
+    pub(super) measured: usize,
+    /// For what drives it.
+    pub(super) load: usize,
+}
+
+impl Cpus {
+    /// Of those that this process may use.
+    pub(super) fn choose() -> Cpus {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+        let mut usable = (0..CpuSet::count()).rev().filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+        let measured = usable.next().unwrap_or(0);
+        Cpus { measured, load: usable.next().unwrap_or(measured) }
+    }
+}
+
+/// Runs `start` on one processor, so that a process started by it stays there.
+pub(super) fn started_on<T>(cpu: Option<usize>, start: impl FnOnce() -> T) -> anyhow::Result<T> {
+    let Some(cpu) = cpu else { return Ok(start()) };
+    let before = sched_getaffinity(Pid::from_raw(0))?;
+    pin_to(cpu)?;
+    let started = start();
+    sched_setaffinity(Pid::from_raw(0), &before)?;
+    Ok(started)
 }
 
 /// Keeps this process, and the threads it will start, on one processor.
@@ -158,6 +202,8 @@ mod tests {
         let after = Ticks::parse("cpu  150 0 100 850 50 0 0 50 7 0");
         assert_eq!(after.since(before), Shares { idle: 0.5, steal: 0.25 });
         assert_eq!(Ticks::parse("").since(Ticks::default()), Shares::default());
-        assert!(Cost::now().rss > 0);
+        let cost = Cost::now();
+        assert!(cost.rss > 0 && cost.peak >= cost.rss && cost.heap > 0 && cost.cpu_us > 0);
+        assert_eq!(Cost::of(u32::MAX).rss, 0);
     }
 }

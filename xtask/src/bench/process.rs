@@ -1,14 +1,16 @@
 //! The ends of a bench as processes of their own, so that each has its own memory and cost.
 //!
-//! An end says one line when it can be used, and one when it is done; both are JSON. It ends when
-//! its standard input closes, so none outlives the bench.
+//! An end says one line of JSON when it can be used, and one for each command that it is told, on
+//! its standard input. It ends when that closes, so none outlives the bench.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
+
+use super::machine::started_on;
 
 /// A running end.
 pub(super) struct End {
@@ -31,10 +33,13 @@ impl End {
         if let Some(cpu) = cpu {
             command.args(["--cpu", &cpu.to_string()]);
         }
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
+        End::spawn(role, command, None)
+    }
+
+    /// Starts any program that speaks like an end; `cpu` is where it is kept.
+    pub(super) fn spawn(role: &str, mut command: Command, cpu: Option<usize>) -> anyhow::Result<End> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = started_on(cpu, || command.spawn())?
             .with_context(|| format!("can't start the bench's {role}"))?;
         let input = child.stdin.take();
         let output = child.stdout.take().context("a process without output")?;
@@ -49,6 +54,29 @@ impl End {
             bail!("the bench's {} ended without a result; what it said is above", self.what);
         }
         serde_json::from_str(&line).with_context(|| format!("the bench's {} said: {line}", self.what))
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Tells it something.
+    pub(super) fn tell(&mut self, command: &str) -> anyhow::Result<()> {
+        let input = self.input.as_mut().context("an end that was told to end")?;
+        writeln!(input, "{command}").with_context(|| format!("the bench's {} is gone", self.what))
+    }
+
+    /// Asks it something and reads the answer.
+    pub(super) fn ask<T: DeserializeOwned>(&mut self, command: &str) -> anyhow::Result<T> {
+        self.tell(command)?;
+        self.line().with_context(|| format!("asked: {command}"))
+    }
+
+    /// Tells it to end and waits until it has.
+    pub(super) fn stop(mut self) -> anyhow::Result<()> {
+        self.input = None;
+        self.child.wait().map(drop).with_context(|| format!("the bench's {} doesn't end", self.what))
     }
 
     /// Tells it to end and reads its last line.

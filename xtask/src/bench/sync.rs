@@ -1,292 +1,177 @@
-//! `cargo xtask bench sync`: the initial sync of many services, one message in flight, next to what
-//! the machine can do at best: a bare ping-pong over the same TLS, and the disk's fdatasync.
+//! `cargo xtask bench sync`: the initial sync of a whole catalogue, as two agents do it by
+//! themselves, over lines of different round trips.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use anyhow::{Context, ensure};
-use clap::{Args, ValueEnum};
-use hamlet_runtime::{Clock, SystemClock};
-use serde::Serialize;
+use clap::Args;
+use serde_json::json;
 
 use super::agent::write_identities;
-use super::ends::{Counted, Ready, Synced};
-use super::figure::{Figure, HEADINGS};
-use super::machine::{Machine, Ticks, last_cpu, quiet};
-use super::process::End;
-use crate::report::{Table, Tally, say};
-use crate::scratch::Scratch;
-use crate::tree;
+use super::figure::Figure;
+use super::ground::{Ground, Outcome, RunOptions};
+use super::peers::{GO, Peers};
+use super::syncing::{self, Cores, Plan};
 
-/// Rounds of a full run; each measures everything twice, there and back again (ABBA).
-const ROUNDS: usize = 5;
-/// A quick run doesn't measure the way back after this, so that it ends within a minute.
-const QUICK_BUDGET: Duration = Duration::from_secs(15);
-/// Longest sync of a quick run, in seconds: the slower one with a disk comes first.
-const QUICK_DEADLINE: u64 = 40;
-/// Longest sync of a full run, in seconds.
-const DEADLINE: u64 = 200;
-/// What the lower bound of a share has to reach: half of what the machine can do at best.
-const GOAL: f64 = 0.5;
-/// The two limits.
-const DISK: &str = "fdatasync of 600 B appended";
-/// See [`DISK`].
-const PING: &str = "TLS ping-pong of 500 B";
+/// What ours has to be better than the Go peer by.
+const GOAL_GO: f64 = 10.0;
+/// The most that the Go peer can hold, less a few.
+const GO_SERVICES: u32 = 4_000;
+/// So many are enough to see its rate over a slow line.
+const GO_SERVICES_FAR: u32 = 60;
+/// The largest catalogue, and the most seconds that it may take by round trip in milliseconds.
+const LARGEST: u32 = 100_000;
+/// See [`LARGEST`].
+const GOAL_SECONDS: [(u64, f64); 2] = [(0, 2.0), (50, 10.0)];
 
-/// Where the processes run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Cores {
-    /// Both ends, and those of the ping-pong, on one processor: wake-ups between processors would
-    /// be the figure otherwise.
-    One,
-    /// Wherever the system puts them, with as many threads as an agent has.
-    All,
-}
-
-/// Initial sync, one message in flight, next to the limits of disk and TLS
+/// Initial sync of 4,000, 10,000 and 100,000 services at a round trip of 0, 10 and 50 ms
 ///
-/// An owner and a consumer as processes of their own, mTLS over loopback, services of 480 bytes.
-/// The consumer keeps each durably before it acknowledges it; the same without a disk; a bare
-/// ping-pong over the same TLS configurations; appends of 600 bytes with fdatasync on the same
-/// disk. All in turn, there and back again.
+/// Owner and consumer as processes of their own with a processor each, mTLS over loopback, services
+/// of 480 bytes, the catalogue only; the consumer keeps them on disk. A sync counts from the first
+/// dial, handshake included, until the last service is in force. Next to the Go peer all ends have
+/// one processor, which is the best for one message in flight.
 ///
 /// Examples:
 ///   cargo xtask bench sync
-///   cargo xtask bench sync --services 1000 --quick
-#[derive(Debug, Args)]
+///   cargo xtask bench sync --services 100000 --rtt 50
+#[derive(Debug, Clone, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct SyncOptions {
-    /// How many services
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
-    services: u32,
-    /// A look within a minute; says of no figure that it is met
-    #[arg(long)]
-    quick: bool,
-    /// Also write figures and raw samples to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Where both ends run
-    #[arg(long, value_enum, default_value_t = Cores::One)]
-    cores: Cores,
-    /// A folder on the disk to measure [default: cargo's target folder]
-    #[arg(long, value_name = "FOLDER")]
-    folder: Option<PathBuf>,
+    /// How many services; may be repeated [default: 4000, 10000 and 100000]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=250_000))]
+    pub(super) services: Vec<u32>,
+    /// Round trip in milliseconds; may be repeated [default: 0, 10 and 50]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=1_000))]
+    pub(super) rtt: Vec<u64>,
+    #[command(flatten)]
+    pub(super) run: RunOptions,
 }
 
-/// One measurement.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    Disk,
-    Ping,
-    Durable,
-    Memory,
-}
-
-/// One round's order; the second half is the first, backwards.
-const ABBA: [Part; 8] = [
-    Part::Disk,
-    Part::Ping,
-    Part::Durable,
-    Part::Memory,
-    Part::Memory,
-    Part::Durable,
-    Part::Ping,
-    Part::Disk,
-];
-
-/// All samples, in the order they were taken.
 #[derive(Debug, Default)]
 struct Taken {
-    disk: Vec<f64>,
-    ping: Vec<f64>,
-    ping_cpu: Vec<f64>,
-    durable: Vec<f64>,
-    memory: Vec<f64>,
-    memory_cpu: Vec<f64>,
+    seconds: Vec<f64>,
     proof_ms: Vec<f64>,
-    rss_mib: Vec<f64>,
-    rss_each: Vec<f64>,
-    service_bytes: usize,
-    /// Syncs that were not complete, in words.
-    incomplete: Vec<String>,
+    owner_peak: Vec<f64>,
+    consumer_peak: Vec<f64>,
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
-    bench: &'static str,
-    services: u32,
-    service_bytes: usize,
-    quick: bool,
-    cores: &'static str,
-    machine: &'a Machine,
-    figures: &'a [Figure],
+#[derive(Debug, Default)]
+struct BesideGo {
+    durable: Vec<f64>,
+    memory: Vec<f64>,
+    go: Vec<f64>,
+    far: Vec<f64>,
+    go_far: Vec<f64>,
 }
 
 /// Runs it.
-pub(crate) fn run(options: &SyncOptions) -> anyhow::Result<bool> {
-    let above = match &options.folder {
-        Some(folder) => folder.clone(),
-        None => tree::workspace()?.target_directory,
-    };
-    std::fs::create_dir_all(&above)?;
-    let folder = Scratch::new(&above, "bench-sync-")?;
-    write_identities(folder.path())?;
-    let cpu = match options.cores {
-        Cores::One => last_cpu(),
-        Cores::All => None,
-    };
-    let clock = SystemClock::new();
-    let before = Ticks::now();
-    let mut taken = Taken::default();
-    let mut busy = 0;
-    for round in 0..if options.quick { 1 } else { ROUNDS } {
-        let (look, tries) = if options.quick { (300, 1) } else { (2_000, 5) };
-        busy += usize::from(!quiet(Duration::from_millis(look), tries));
-        say(&format!("round {}: disk, ping-pong, durable, memory, and back", round + 1));
-        for (i, part) in ABBA.into_iter().enumerate() {
-            // A quick run measures the way back only if it is sure to end in time.
-            if !(options.quick && i >= ABBA.len() / 2 && clock.now() > QUICK_BUDGET) {
-                taken.measure(part, folder.path(), cpu, options)?;
+pub(super) fn run(options: &SyncOptions) -> anyhow::Result<Outcome> {
+    let mut ground = Ground::new(&options.run)?;
+    let or = |given: &[u32], default: &[u32]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
+    let sizes = or(&options.services, ground.pick(&[4_000, 20_000], &[4_000, 10_000, LARGEST]));
+    let rtts = if options.rtt.is_empty() { vec![0, 10, 50] } else { options.rtt.clone() };
+    let beside_go = options.services.is_empty() || sizes.contains(&GO_SERVICES);
+    let peers = if beside_go { Peers::find(&mut ground, false)? } else { Peers::default() };
+    write_identities(ground.folder(), 0)?;
+    let mut taken: BTreeMap<(u32, u64), Taken> = BTreeMap::new();
+    let (mut go, mut rtt_ms) = (BesideGo::default(), BTreeMap::<u64, Vec<f64>>::new());
+    for round in 0..ground.rounds() {
+        ground.settle(round, "beside the Go peer, and back; each catalogue over each line");
+        if beside_go {
+            go.measure(&mut ground, &peers, &rtts)?;
+        }
+        for rtt in rtts.iter().filter(|rtt| **rtt > 0) {
+            rtt_ms.entry(*rtt).or_default().push(syncing::measured_rtt(&ground, *rtt)?);
+        }
+        for services in &sizes {
+            for rtt in &rtts {
+                if ground.is_late() {
+                    continue;
+                }
+                let plan = Plan {
+                    services: *services,
+                    rtt_ms: *rtt,
+                    durable: true,
+                    one_in_flight: false,
+                    cores: Cores::Two,
+                };
+                let sync = syncing::ours(&mut ground, plan)?;
+                let taken = taken.entry((*services, *rtt)).or_default();
+                let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+                taken.seconds.push(sync.seconds);
+                taken.proof_ms.push(sync.proof_seconds * 1000.0);
+                taken.owner_peak.push(mib(sync.peaks.0));
+                taken.consumer_peak.push(mib(sync.peaks.1));
             }
         }
     }
-    let machine = Machine::describe(Ticks::now().since(before), busy);
-    finish(options, taken, &machine)
+    let mut figures = go.figures(peers.has_go(), ground.quick());
+    figures.extend(taken.into_iter().flat_map(|(what, taken)| taken.figures(what, ground.quick())));
+    for (rtt, measured) in rtt_ms {
+        figures.push(Figure::alone(&format!("round trip of the line set to {rtt} ms"), "ms", measured));
+    }
+    let settings = json!({"services": sizes, "rtt_ms": rtts, "service_bytes": 480});
+    Ok(ground.outcome("sync", settings, figures))
+}
+
+impl BesideGo {
+    fn measure(&mut self, ground: &mut Ground, peers: &Peers, rtts: &[u64]) -> anyhow::Result<()> {
+        let near = |durable| Plan {
+            services: GO_SERVICES,
+            rtt_ms: 0,
+            durable,
+            one_in_flight: false,
+            cores: Cores::One,
+        };
+        // There and back.
+        for part in [0, 1, 2, 2, 1, 0] {
+            match part {
+                0 => self.durable.push(syncing::ours(ground, near(true))?.seconds),
+                1 => self.memory.push(syncing::ours(ground, near(false))?.seconds),
+                _ if peers.has_go() => self.go.push(syncing::go(ground, peers, GO_SERVICES, 0)?),
+                _ => {}
+            }
+        }
+        if let Some(far) = rtts.iter().copied().filter(|rtt| *rtt >= 50).max()
+            && peers.has_go()
+        {
+            let ours = syncing::ours(ground, Plan { rtt_ms: far, ..near(true) })?;
+            self.far.push(f64::from(GO_SERVICES) / ours.seconds);
+            let go = syncing::go(ground, peers, GO_SERVICES_FAR, far)?;
+            self.go_far.push(f64::from(GO_SERVICES_FAR) / go);
+        }
+        Ok(())
+    }
+
+    fn figures(self, with_go: bool, quick: bool) -> Vec<Figure> {
+        if !with_go || self.go.is_empty() {
+            return Vec::new();
+        }
+        let beside =
+            |name: &str, ours| Figure::alone(name, "s", ours).beside(GO, self.go.clone(), true);
+        let mut figures = vec![
+            beside("4,000 services, memory, one processor", self.memory).with_goal(GOAL_GO, quick),
+            beside("4,000 services, durable, one processor", self.durable).with_goal(GOAL_GO, quick),
+        ];
+        if !self.far.is_empty() {
+            let far = Figure::alone("services a second over the slowest line, durable", "1/s", self.far);
+            figures.push(far.beside(GO, self.go_far, false));
+        }
+        figures
+    }
 }
 
 impl Taken {
-    fn measure(
-        &mut self,
-        part: Part,
-        folder: &Path,
-        cpu: Option<usize>,
-        options: &SyncOptions,
-    ) -> anyhow::Result<()> {
-        let millis = if options.quick { 500 } else { 2_000 };
-        match part {
-            Part::Disk => {
-                let mut end = End::start("disk", folder, cpu, &[format!("--millis={millis}")])?;
-                let counted: Counted = end.line()?;
-                self.disk.push(counted.count as f64 / counted.seconds);
-            }
-            Part::Ping => {
-                let mut pong = End::start("pong", folder, cpu, &[])?;
-                let Ready { address, .. } = pong.line()?;
-                let arguments = [format!("--address={address}"), format!("--millis={millis}")];
-                let ping: Counted = End::start("ping", folder, cpu, &arguments)?.line()?;
-                let pong: Counted = pong.finish()?;
-                self.ping.push(ping.count as f64 / ping.seconds);
-                let each = |c: &Counted| c.cpu_us as f64 / c.count.max(1) as f64;
-                self.ping_cpu.push(each(&ping) + each(&pong));
-            }
-            Part::Durable => self.sync(true, folder, cpu, options)?,
-            Part::Memory => self.sync(false, folder, cpu, options)?,
+    fn figures(self, (services, rtt): (u32, u64), quick: bool) -> Vec<Figure> {
+        let name = format!("{services} services, durable, {rtt} ms");
+        let mut time = Figure::alone(&name, "s", self.seconds);
+        if let Some((_, most)) = GOAL_SECONDS.iter().find(|(r, _)| services == LARGEST && *r == rtt) {
+            time = time.at_most(*most, quick);
         }
-        Ok(())
-    }
-
-    fn sync(
-        &mut self,
-        durable: bool,
-        folder: &Path,
-        cpu: Option<usize>,
-        options: &SyncOptions,
-    ) -> anyhow::Result<()> {
-        let services = options.services;
-        let count = format!("--services={services}");
-        let deadline = format!("--deadline={}", if options.quick { QUICK_DEADLINE } else { DEADLINE });
-        let mut owner = End::start("owner", folder, cpu, &[count.clone(), deadline.clone()])?;
-        let Ready { address, service_bytes } = owner.line()?;
-        let keep = if durable { "--keep=durable" } else { "--keep=memory" };
-        let arguments = [format!("--address={address}"), count, deadline, keep.to_owned()];
-        let synced: Synced = End::start("consumer", folder, cpu, &arguments)?.line()?;
-        let owner: Counted = owner.finish()?;
-        let data = folder.join("data");
-        if data.exists() {
-            std::fs::remove_dir_all(&data).context("can't remove the consumer's data")?;
-        }
-        self.service_bytes = service_bytes;
-        let each = f64::from(services);
-        if synced.in_force != services as usize || synced.refused != 0 {
-            self.incomplete.push(format!(
-                "{} of {services} services in force, {} refused",
-                synced.in_force, synced.refused
-            ));
-        }
-        ensure!(synced.seconds > 0.0, "a sync took no time at all");
-        let rate = each / synced.seconds;
-        if durable {
-            self.durable.push(rate);
-            self.proof_ms.push(synced.proof_seconds * 1000.0);
-            self.rss_mib.push(synced.after.rss as f64 / f64::from(1 << 20));
-            self.rss_each.push(synced.after.rss.saturating_sub(synced.before.rss) as f64 / each);
-        } else {
-            self.memory.push(rate);
-            let consumer = synced.after.cpu_us.saturating_sub(synced.before.cpu_us);
-            self.memory_cpu.push((consumer + owner.cpu_us) as f64 / each);
-        }
-        Ok(())
-    }
-
-    fn figures(self, quick: bool) -> Vec<Figure> {
-        let rate = "messages/s";
         vec![
-            Figure::alone("sync, durable, one in flight", rate, self.durable.clone())
-                .beside(DISK, self.disk, false)
-                .with_goal(GOAL, quick),
-            Figure::alone("sync, durable, one in flight", rate, self.durable).beside(
-                PING,
-                self.ping.clone(),
-                false,
-            ),
-            Figure::alone("sync, memory, one in flight", rate, self.memory)
-                .beside(PING, self.ping, false)
-                .with_goal(GOAL, quick),
-            Figure::alone("CPU of both ends a message, memory", "us", self.memory_cpu).beside(
-                PING,
-                self.ping_cpu,
-                true,
-            ),
-            Figure::alone("last service to proof", "ms", self.proof_ms),
-            Figure::alone("consumer's memory after it", "MiB", self.rss_mib),
-            Figure::alone("consumer's memory a service", "B", self.rss_each),
+            time,
+            Figure::alone(&format!("{name}: from then to the proof"), "ms", self.proof_ms),
+            Figure::alone(&format!("{name}: consumer's peak memory"), "MiB", self.consumer_peak),
+            Figure::alone(&format!("{name}: owner's peak memory"), "MiB", self.owner_peak),
         ]
     }
-}
-
-fn finish(options: &SyncOptions, taken: Taken, machine: &Machine) -> anyhow::Result<bool> {
-    let service_bytes = taken.service_bytes;
-    let mut tally = Tally::default();
-    let syncs = taken.durable.len() + taken.memory.len();
-    let (complete, incomplete) = (taken.incomplete.is_empty(), taken.incomplete.join("; "));
-    let figures = taken.figures(options.quick);
-    say(&machine.line());
-    say(&format!("{} services of {service_bytes} B; {syncs} syncs; medians", options.services));
-    let mut table = Table::new(&HEADINGS);
-    figures.iter().for_each(|f| table.row(f.cells()));
-    table.print();
-    if let Some(file) = &options.json {
-        let cores = match options.cores {
-            Cores::One => "one",
-            Cores::All => "all",
-        };
-        let report = Report {
-            bench: "sync",
-            services: options.services,
-            service_bytes,
-            quick: options.quick,
-            cores,
-            machine,
-            figures: &figures,
-        };
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(file, text).with_context(|| format!("can't write {}", file.display()))?;
-    }
-    tally.check(complete && syncs > 0, &format!("every sync is complete: {incomplete}"));
-    for figure in figures.iter().filter(|f| f.met.is_some()) {
-        let peer = figure.peer.unwrap_or_default();
-        tally
-            .check(figure.met == Some(true), &format!("{}: its share of {peer} meets the goal", figure.name));
-    }
-    Ok(tally.finish())
 }
