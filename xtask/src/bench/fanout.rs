@@ -89,15 +89,14 @@ pub(super) fn run(options: &FanoutOptions) -> anyhow::Result<Outcome> {
     let loads = [Load::Waves(1), Load::Waves(100), Load::Waves(most), Load::Rate];
     let mut results = Results::new();
     for round in 0..ground.rounds() {
-        ground.settle(round, "1, 100 and many consumers, and 100 at a rate; each system, and back");
-        let order = systems.iter().enumerate().chain(systems.iter().enumerate().rev());
-        for (i, (at, system)) in order.enumerate() {
-            if ground.quick() && i >= systems.len() {
-                break;
-            }
-            for load in loads {
+        ground.settle(round, "each load: each system, and back");
+        for load in loads {
+            let there = systems.iter().enumerate();
+            // A quick run doesn't go back.
+            let back = there.clone().rev().skip(ground.pick(systems.len(), 0));
+            for (at, system) in there.chain(back) {
                 if ground.is_late() {
-                    ground.check(false, || format!("no time left for {}", load.name()));
+                    ground.check(false, || format!("no time left for {system:?}, {}", load.name()));
                     continue;
                 }
                 let taken = results.entry((load, at)).or_default();
