@@ -49,17 +49,13 @@ pub(super) fn run(options: &AllOptions) -> anyhow::Result<bool> {
         ("ack", Box::new(move || ack::run(&ack::AckOptions { run: a.clone() }))),
         (
             "sync",
-            Box::new(move || {
-                sync::run(&sync::SyncOptions { services: vec![], rtt: vec![], run: b.clone() })
-            }),
+            Box::new(move || sync::run(&sync::SyncOptions { services: vec![], rtt: vec![], run: b.clone() })),
         ),
         ("resume", Box::new(move || resume::run(&resume::ResumeOptions { run: c.clone() }))),
         ("fanout", Box::new(move || fanout::run(&fanout::FanoutOptions { run: d.clone() }))),
         (
             "slow-neighbour",
-            Box::new(move || {
-                slow_neighbour::run(&slow_neighbour::SlowNeighbourOptions { run: e.clone() })
-            }),
+            Box::new(move || slow_neighbour::run(&slow_neighbour::SlowNeighbourOptions { run: e.clone() })),
         ),
         ("idle", Box::new(move || idle::run(&idle::IdleOptions { run: f.clone() }))),
     ];
@@ -81,7 +77,8 @@ pub(super) fn run(options: &AllOptions) -> anyhow::Result<bool> {
     }
     if !run.quick {
         let page = options.page.clone().unwrap_or_else(|| tree::root().join(PAGE));
-        std::fs::write(&page, render(&outcomes)).with_context(|| format!("can't write {}", page.display()))?;
+        std::fs::write(&page, render(&outcomes))
+            .with_context(|| format!("can't write {}", page.display()))?;
         say(&format!("wrote {}", page.display()));
     }
     Ok(tally.finish())
@@ -118,7 +115,8 @@ fn render(outcomes: &[Outcome]) -> String {
 
 fn row(figure: &Figure) -> String {
     let unit = figure.unit;
-    let of = |value: Option<f64>, unit: &str| value.map_or_else(String::new, |v| format!("{}{unit}", human(v)));
+    let of =
+        |value: Option<f64>, unit: &str| value.map_or_else(String::new, |v| format!("{}{unit}", human(v)));
     let goal = match (figure.goal, figure.goal_is) {
         (Some(goal), Some(GoalIs::RatioAtLeast)) => format!("at least {goal}"),
         (Some(goal), _) => format!("at most {} {unit}", human(goal)),

@@ -178,11 +178,7 @@ fn broken(ground: &mut Ground, system: System, load: Load, seen: &Seen) {
 }
 
 /// One change, from publishing until the last acknowledgement.
-fn wave(
-    serving: &mut Serving,
-    swarm: &mut super::process::End,
-    version: u64,
-) -> anyhow::Result<Arrived> {
+fn wave(serving: &mut Serving, swarm: &mut super::process::End, version: u64) -> anyhow::Result<Arrived> {
     let _: Arrived = swarm.ask(&format!("expect 0 {version}"))?;
     serving.set(0, 1, version)?;
     swarm.ask("arrived")

@@ -204,8 +204,7 @@ fn ratio_low(ours: &[f64], peer: &[f64], turn: impl Fn(f64, f64) -> f64) -> f64 
         return 0.0;
     }
     let mut again = Resampled::new();
-    let mut ratios: Vec<f64> =
-        (0..RESAMPLES).map(|_| turn(again.median(ours), again.median(peer))).collect();
+    let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| turn(again.median(ours), again.median(peer))).collect();
     ratios.sort_by(f64::total_cmp);
     ratios[LOWER]
 }

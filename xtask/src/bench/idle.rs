@@ -71,7 +71,8 @@ pub(super) fn run(options: &IdleOptions) -> anyhow::Result<Outcome> {
     if peers.has_go() {
         let beside = Figure::alone("resident for each idle consumer", "KiB", ours.resident);
         figures.push(beside.beside(GO, go.resident, true));
-        figures.push(Figure::alone("heap for each idle consumer", "KiB", ours.heap).beside(GO, go.heap, true));
+        figures
+            .push(Figure::alone("heap for each idle consumer", "KiB", ours.heap).beside(GO, go.heap, true));
     }
     figures.push(Figure::alone("heap for each configured peer that isn't connected", "KiB", peer_kib));
     figures.push(Figure::alone("heap for each service of the shared view", "B", view));

@@ -134,8 +134,7 @@ impl Serving {
             System::Go => (peers.go_end("owner", folder, cpu, &[count])?, None),
             System::Etcd => {
                 let etcd = Etcd::start(folder, ground.cpus.measured)?;
-                let arguments =
-                    [count, format!("--address={}", etcd.address), "--deadline=300".to_owned()];
+                let arguments = [count, format!("--address={}", etcd.address), "--deadline=300".to_owned()];
                 (End::start("etcd-writer", folder, Some(ground.cpus.load), &arguments)?, Some(etcd))
             }
         };

@@ -71,8 +71,7 @@ impl All {
     fn round(&mut self, ground: &mut Ground, services: u32) -> anyhow::Result<()> {
         self.handshake.push(syncing::handshake_bytes(ground)? as f64);
         syncing::forget(ground)?;
-        let plan =
-            Plan { services, rtt_ms: 0, durable: true, one_in_flight: false, cores: Cores::Two };
+        let plan = Plan { services, rtt_ms: 0, durable: true, one_in_flight: false, cores: Cores::Two };
         let (owner_cpu, consumer_cpu) = plan.cores.of(ground);
         let (mut owner, ready) = syncing::owner(ground, owner_cpu, services)?;
         let (mut line, Ready { address, .. }) = syncing::line(ground, ready.address, 0)?;

@@ -66,7 +66,8 @@ struct BesideGo {
 /// Runs it.
 pub(super) fn run(options: &SyncOptions) -> anyhow::Result<Outcome> {
     let mut ground = Ground::new(&options.run)?;
-    let or = |given: &[u32], default: &[u32]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
+    let or =
+        |given: &[u32], default: &[u32]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
     let sizes = or(&options.services, ground.pick(&[4_000, 20_000], &[4_000, 10_000, LARGEST]));
     let rtts = if options.rtt.is_empty() { vec![0, 10, 50] } else { options.rtt.clone() };
     let beside_go = options.services.is_empty() || sizes.contains(&GO_SERVICES);
@@ -146,8 +147,7 @@ impl BesideGo {
         if !with_go || self.go.is_empty() {
             return Vec::new();
         }
-        let beside =
-            |name: &str, ours| Figure::alone(name, "s", ours).beside(GO, self.go.clone(), true);
+        let beside = |name: &str, ours| Figure::alone(name, "s", ours).beside(GO, self.go.clone(), true);
         let mut figures = vec![
             beside("4,000 services, memory, one processor", self.memory).with_goal(GOAL_GO, quick),
             beside("4,000 services, durable, one processor", self.durable).with_goal(GOAL_GO, quick),

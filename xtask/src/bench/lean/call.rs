@@ -52,8 +52,7 @@ impl Call {
             .header("te", "trailers")
             .body(())?;
         let (response, outbound) = sender.send_request(request, false)?;
-        let mut call =
-            Call { outbound, response: Some(response), inbound: None, buffer: BytesMut::new() };
+        let mut call = Call { outbound, response: Some(response), inbound: None, buffer: BytesMut::new() };
         call.send(first, last)?;
         Ok(call)
     }

@@ -27,11 +27,7 @@ impl Delivery {
         let text = std::str::from_utf8(&value[from..from + length]).ok()?;
         let mut numbers = text.split(':');
         let (key, version, at) = (numbers.next()?, numbers.next()?, numbers.next()?);
-        Some(Delivery {
-            key: key.parse().ok()?,
-            version: version.parse().ok()?,
-            at_nanos: at.parse().ok()?,
-        })
+        Some(Delivery { key: key.parse().ok()?, version: version.parse().ok()?, at_nanos: at.parse().ok()? })
     }
 }
 
