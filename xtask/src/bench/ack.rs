@@ -19,8 +19,8 @@ const SERVICES: u32 = 4_000;
 
 /// One message in flight: ours, the Go peer, and the limits of TLS and disk
 ///
-/// The initial state of 4,000 services of 480 bytes, one unanswered message at a time, all ends on
-/// one processor. A message counts when the service is admitted and visible; durable ones when they
+/// The initial state of 4,000 services of 480 bytes over v1alpha1, which has one unanswered message,
+/// all ends on one processor. A message counts when the service is admitted and visible; durable ones when they
 /// are on disk as well. The limits: 500 bytes there and back over the same TLS, and appends of 600
 /// bytes with fdatasync.
 ///

@@ -23,9 +23,9 @@ use hamlet_core::{
 };
 use hamlet_identity::{LocalIdentity, PeerTrust, TrustBundle, TrustTable};
 use hamlet_protocol::dial::Dialler;
-use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::service::encode;
+use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_protocol::server::{AgentServer, Links, ServerContext};

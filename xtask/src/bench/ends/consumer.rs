@@ -58,6 +58,7 @@ pub(super) async fn run(options: &EndOptions, mut commands: Commands) -> anyhow:
         store,
         loaded,
         services: options.services,
+        one_in_flight: options.one_in_flight,
     })
     .await?;
     agent.publish();
@@ -69,7 +70,8 @@ pub(super) async fn run(options: &EndOptions, mut commands: Commands) -> anyhow:
         tokio::time::sleep(LOOK).await;
     }
     let complete = agent.clock.now();
-    let mut stream = until_proven(&agent, 0).await;
+    // v1alpha1 has no proofs.
+    let mut stream = if options.one_in_flight { 0 } else { until_proven(&agent, 0).await };
     let proven = agent.clock.now();
     let synced = |seconds, proof_seconds| Synced {
         seconds,

@@ -75,7 +75,7 @@ pub(crate) struct EndOptions {
     listen: SocketAddr,
     #[arg(long, value_enum, default_value_t = Keeping::Memory)]
     keep: Keeping,
-    /// A consumer that takes one message at a time.
+    /// A consumer that takes one message at a time: it speaks v1alpha1.
     #[arg(long)]
     one_in_flight: bool,
     /// Consumers of the swarm; for an owner, how many it knows beside the one mesh.

@@ -79,6 +79,7 @@ pub(super) async fn run(options: &EndOptions, mut commands: Commands) -> anyhow:
         store: MemoryStore::new(),
         loaded: [].into(),
         services: 0,
+        one_in_flight: false,
     })
     .await?;
     let service_bytes = agent.set(0, options.services, 1)?;
