@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::agent::write_identities;
 use super::ends::{Behaviour, Seen, System};
-use super::figure::Figure;
+use super::figure::{Figure, GoalIs};
 use super::ground::{Ground, Outcome, RunOptions};
 use super::peers::{GO, Peers, Serving};
 
@@ -66,7 +66,7 @@ pub(super) fn run(options: &IdleOptions) -> anyhow::Result<Outcome> {
     let heap = Figure::alone("heap for each idle consumer", "KiB", ours.heap.clone());
     let mut figures = vec![resident.at_most(GOAL_KIB, quick)];
     let stretch = Figure::alone("the same, the stretch", "KiB", ours.resident.clone());
-    figures.push(Figure { goal: Some(STRETCH_KIB), ..stretch });
+    figures.push(Figure { goal: Some(STRETCH_KIB), goal_is: Some(GoalIs::ValueAtMost), ..stretch });
     figures.push(heap);
     if peers.has_go() {
         let beside = Figure::alone("resident for each idle consumer", "KiB", ours.resident);

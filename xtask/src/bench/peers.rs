@@ -20,6 +20,8 @@ use crate::tree;
 pub(super) const GO: &str = "Go peer";
 /// How etcd is called in figures.
 pub(super) const ETCD: &str = "etcd watch";
+/// How long an end may live: longer than any bench.
+const LIFETIME: &str = "--deadline=900";
 /// How often etcd is tried until it answers.
 const ETCD_TRIES: usize = 200;
 
@@ -128,13 +130,13 @@ impl Serving {
         let count = format!("--services={services}");
         let (mut owner, etcd) = match system {
             System::Hamlet => {
-                let arguments = [count, format!("--members={members}"), "--deadline=300".to_owned()];
+                let arguments = [count, format!("--members={members}"), LIFETIME.to_owned()];
                 (End::start("owner", folder, cpu, &arguments)?, None)
             }
             System::Go => (peers.go_end("owner", folder, cpu, &[count])?, None),
             System::Etcd => {
                 let etcd = Etcd::start(folder, ground.cpus.measured)?;
-                let arguments = [count, format!("--address={}", etcd.address), "--deadline=300".to_owned()];
+                let arguments = [count, format!("--address={}", etcd.address), LIFETIME.to_owned()];
                 (End::start("etcd-writer", folder, Some(ground.cpus.load), &arguments)?, Some(etcd))
             }
         };
@@ -167,7 +169,7 @@ impl Serving {
             format!("--members={members}"),
             format!("--system={system}"),
             format!("--behave={behave}"),
-            "--deadline=300".to_owned(),
+            LIFETIME.to_owned(),
         ];
         let mut swarm = End::start("swarm", ground.folder(), Some(ground.cpus.load), &arguments)?;
         let joined = swarm.line()?;

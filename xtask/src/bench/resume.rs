@@ -177,8 +177,9 @@ impl Taken {
         old: End,
         services: u32,
     ) -> anyhow::Result<()> {
-        old.stop()?;
+        // Before, because the consumer comes back at once; so the goodbye is counted as well.
         let _: Passed = line.ask("take")?;
+        old.stop()?;
         let synced = consumer.ask("proven")?;
         self.note(ground, line, &synced, services)
     }

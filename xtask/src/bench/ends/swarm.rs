@@ -36,6 +36,8 @@ pub(in crate::bench) use board::{Arrived, Latest, Seen};
 const CONNECTING_MAX: usize = 32;
 /// Longest wait for something that should come at once.
 const LATE: Duration = Duration::from_secs(10);
+/// Longest that it may take until all have joined and have everything.
+const JOINING: Duration = Duration::from_secs(30);
 /// A hostile consumer's pause before it comes back.
 const HOSTILE_PAUSE: Duration = Duration::from_millis(10);
 /// Calls that it opens and resets on one connection.
@@ -125,7 +127,7 @@ pub(super) async fn run(options: &EndOptions, mut commands: Commands) -> anyhow:
             board.broke(&format!("{error:#}"));
         });
     }
-    let joined = board.until_joined(options.behave == Behaviour::Good, Duration::from_secs(options.deadline));
+    let joined = board.until_joined(options.behave == Behaviour::Good, JOINING);
     if let Some(problem) = joined.await {
         bail!("not all of the swarm joined: {problem}");
     }

@@ -1,7 +1,7 @@
 //! What the lean clients say and understand: our v1alpha2 (as a peer that says no hello), the Go
 //! reference's v1alpha1, and etcd's watch.
 
-use super::wire::{Fields, field, put};
+use super::wire::{Fields, field, put, put_number};
 
 /// Our resource type.
 const V1ALPHA2: &str = "type.googleapis.com/federation.types.v1alpha2.FederatedService";
@@ -66,6 +66,8 @@ impl Speech {
                 // Every key from 0x00 on, as etcd's client writes "all keys".
                 put(1, &[0], &mut inner);
                 put(2, &[0], &mut inner);
+                // From the first revision: what is there already is wanted too.
+                put_number(3, 1, &mut inner);
                 put(1, &inner, &mut message);
             }
         }

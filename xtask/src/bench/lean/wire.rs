@@ -17,6 +17,12 @@ pub(super) fn put(tag: u32, bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
+/// Appends a number.
+pub(super) fn put_number(tag: u32, number: u64, out: &mut Vec<u8>) {
+    varint(u64::from(tag) << 3, out);
+    varint(number, out);
+}
+
 /// The fields of a message that have a length, in order.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
@@ -74,7 +80,9 @@ mod tests {
 
     #[test]
     fn fields_are_found_behind_others_and_garbage_ends_the_search() {
-        let mut message = vec![0x28, 0x96, 0x01, 0x31, 1, 2, 3, 4, 5, 6, 7, 8];
+        let mut message = vec![0x31, 1, 2, 3, 4, 5, 6, 7, 8];
+        put_number(5, 150, &mut message);
+        assert_eq!(message[9..], [0x28, 0x96, 0x01]);
         put(2, &[7; 300], &mut message);
         put(1000, b"x", &mut message);
         assert_eq!(field(2, &message), Some(&[7; 300][..]));
