@@ -157,6 +157,11 @@ pub(super) fn run(options: &EndOptions) -> anyhow::Result<()> {
     if options.role == Role::Disk {
         return tell(&limits::disk(options)?);
     }
+    // The first random number of a process takes tens of milliseconds (it gathers entropy), once.
+    // Without this the first handshake that is measured would pay for it.
+    if hamlet_identity::provider().secure_random.fill(&mut [0; 32]).is_err() {
+        bail!("no random numbers");
+    }
     let commands = Commands::listen();
     runtime.enable_all().build()?.block_on(async {
         let role = async {
