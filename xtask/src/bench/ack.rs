@@ -21,8 +21,8 @@ const SERVICES: u32 = 4_000;
 ///
 /// The initial state of 4,000 services of 480 bytes over v1alpha1, which has one unanswered message,
 /// all ends on one processor. A message counts when the service is admitted and visible; durable ones when they
-/// are on disk as well. The limits: 500 bytes there and back over the same TLS, and appends of 600
-/// bytes with fdatasync.
+/// are on disk as well. The limits: 500 bytes there and back over the same TLS, and records of
+/// 600 bytes written into a file of their size and made durable by fdatasync.
 ///
 /// Examples:
 ///   cargo xtask bench ack

@@ -10,8 +10,8 @@ use super::machine::Cost;
 use super::peers::Peers;
 use super::process::End;
 
-/// What an append is called in figures.
-pub(super) const DISK: &str = "fdatasync of 600 B appended";
+/// What a durable record is called in figures.
+pub(super) const DISK: &str = "fdatasync of 600 B";
 /// What a ping-pong is called in figures.
 pub(super) const PING: &str = "TLS ping-pong of 500 B";
 /// Longest sync, in seconds.
@@ -216,7 +216,7 @@ pub(super) fn handshake_bytes(ground: &Ground) -> anyhow::Result<u64> {
     Ok(passed.bytes)
 }
 
-/// Appends with fdatasync a second.
+/// Records of 600 bytes made durable a second.
 pub(super) fn disk(ground: &Ground, millis: u64) -> anyhow::Result<f64> {
     let (cpu, _) = Cores::One.of(ground);
     let counted: Counted =

@@ -1,8 +1,9 @@
 //! The physical limits: a bare ping-pong over the agents' TLS, and the disk's fdatasync. Nothing of
 //! the protocol is in it.
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -21,8 +22,10 @@ use crate::bench::machine::Cost;
 
 /// Bytes of a ping, and of a pong.
 const PING_BYTES: usize = 500;
-/// Bytes of an append.
-const APPEND_BYTES: usize = 600;
+/// Bytes of a record.
+const RECORD_BYTES: usize = 600;
+/// Bytes of the file that they are written into.
+const FILE_BYTES: usize = 16 << 20;
 /// Pings before it counts.
 const WARM_UP: usize = 500;
 
@@ -91,15 +94,19 @@ pub(super) async fn ping(options: &EndOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Appends and makes durable, one after the other.
+/// Writes one record after the other into a file that has its size already, and makes each durable:
+/// the least that durability costs, because the file system has nothing of its own to note.
 pub(super) fn disk(options: &EndOptions) -> anyhow::Result<Counted> {
-    let path = options.folder.join("appended");
-    let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
+    let path = options.folder.join("records");
+    let mut file = File::create(&path)?;
+    file.write_all(&vec![0; FILE_BYTES])?;
+    file.sync_all()?;
     let clock = SystemClock::new();
     let before = Cost::now();
     let mut count = 0;
     while (clock.now().as_millis() as u64) < options.millis {
-        file.write_all(&[7; APPEND_BYTES])?;
+        let at = count as usize % (FILE_BYTES / RECORD_BYTES) * RECORD_BYTES;
+        file.write_all_at(&[7; RECORD_BYTES], at as u64)?;
         file.sync_data()?;
         count += 1;
     }

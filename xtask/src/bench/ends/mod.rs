@@ -46,7 +46,7 @@ pub(crate) enum Role {
     Pong,
     /// Sends pings.
     Ping,
-    /// Appends and syncs.
+    /// Writes records and syncs.
     Disk,
 }
 
