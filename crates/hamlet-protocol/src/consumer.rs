@@ -662,6 +662,11 @@ impl ConsumerSession {
         self.applied.insert(key.clone(), change);
     }
 
+    /// How many more services the owner can be told of now.
+    pub fn applied_room(&self) -> usize {
+        APPLIED_MAX.saturating_sub(self.applied.len())
+    }
+
     /// Asks for a round if one is due; `root` and `count` are over what was heard.
     pub fn tick<J: Judge>(&mut self, slice: &mut ImportedSlice<J>, now: Duration) {
         let planned = self.next_round.filter(|p| p.due <= now);

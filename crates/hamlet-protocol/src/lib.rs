@@ -17,6 +17,7 @@ pub mod round;
 pub mod server;
 pub mod session;
 pub mod stream;
+pub mod transcript;
 pub mod transport;
 
 /// Generated from `proto/`.

@@ -5,15 +5,16 @@
 //! half-open or about to end. In v1alpha1 a stream goes one way only, so there may be two: one that
 //! we dialled to import, which is the active one, and one that the peer dialled to be served.
 
+mod status;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_core::durable::{ImportStore, LoadedPeer};
-use hamlet_core::imported::{ImportCounts, ImportedSlice};
+use hamlet_core::imported::ImportedSlice;
 use hamlet_core::lease::NameLeases;
-use hamlet_core::rejection::one_line;
 use hamlet_core::settle::Settle;
 use hamlet_core::view::View;
 use hamlet_core::{PeerName, SpiffeId};
@@ -23,17 +24,18 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Code;
 
-use crate::consumer::{ConsumerStats, ProofVerdict};
 use crate::dialect::offered::Offered;
 use crate::dialect::service::{TYPE_URL, decode};
 use crate::dialect::v1alpha1::{End, V1Codec};
 use crate::dialect::v1alpha2::V2Codec;
 use crate::dialect::{Dialect, Secret};
 use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, ImporterParts, Request};
-use crate::owner::OwnerStats;
-use crate::session::{PeerClass, SessionConfig, StreamEnd, StreamSession, our_hello};
+use crate::session::{SessionConfig, StreamEnd, StreamSession, our_hello};
 use crate::stream::StreamCell;
+use crate::transcript::Transcript;
 use crate::wire::hamlet::federation::v1 as ext;
+
+pub use status::{AppliedReport, LinkStatus};
 
 /// Most connections that one peer may have open to us (threat T14).
 pub const CONNECTIONS_MAX: usize = 4;
@@ -158,75 +160,6 @@ pub enum Connection {
     },
 }
 
-/// A link for people and metrics.
-#[derive(Debug, Clone)]
-pub struct LinkStatus {
-    /// The peer's name.
-    pub peer: PeerName,
-    /// Its configured address.
-    pub address: Option<String>,
-    /// The connection.
-    pub connection: Connection,
-    /// Since when (age).
-    pub age: Duration,
-    /// Why the last stream or attempt ended.
-    pub last_error: Option<String>,
-    /// Whether the active stream was dialled by us.
-    pub dialled: bool,
-    /// What the peer said of itself.
-    pub class: PeerClass,
-    /// The version in use, or the one that worked last, or the configured one.
-    pub version: Option<Dialect>,
-    /// What the version makes impossible as things are configured, and what to do.
-    pub version_note: Option<String>,
-    /// Services that policy offers it but its version can't say, and why (at most 1,000).
-    pub unsaid: Vec<(String, String)>,
-    /// Whether we import from it at all.
-    pub imports: bool,
-    /// What is heard, in force, refused, withheld.
-    pub counts: ImportCounts,
-    /// Refused services: key, rule and message, whether an older version is in force.
-    pub refused: Vec<(String, String, bool)>,
-    /// Whether the hold time ended without the peer.
-    pub expired: bool,
-    /// Hold time left while the peer is away; `None` for ever, or while it is there.
-    pub hold_left: Option<Duration>,
-    /// The active stream's consumer role.
-    pub consumer: Option<ConsumerStats>,
-    /// Age of the batch at the disk.
-    pub committing: Option<Duration>,
-    /// The last failed commit.
-    pub commit_error: Option<String>,
-    /// The active stream's owner role.
-    pub owner: Option<OwnerStats>,
-    /// How many services we offer it.
-    pub offered: u64,
-    /// How many of them it hasn't been sent (at most 10,000 are counted).
-    pub behind: u64,
-    /// Age of the oldest unanswered change.
-    pub oldest_unanswered: Option<Duration>,
-    /// Whether the last proof covers all we offer.
-    pub owner_proven: bool,
-    /// Breaches of the protocol on the active stream.
-    pub violations: u64,
-    /// Streams so far.
-    pub streams: u64,
-    /// Connections closed for a flood of streams or frames.
-    pub floods: u64,
-    /// Attempts to dial since the last stream.
-    pub attempts: u64,
-    /// Messages that wait for the peer's answer.
-    pub in_flight: u64,
-    /// Whether the peer takes anything of ours.
-    pub peer_imports: bool,
-    /// Keys whose withdrawal the guard holds back (at most 1,000).
-    pub withheld: Vec<String>,
-    /// Time until the guard lets the first of them go.
-    pub guard_left: Option<Duration>,
-    /// Running time of the status, to make ages of.
-    pub now: Duration,
-}
-
 #[derive(Debug)]
 struct Slot {
     connection: Connection,
@@ -256,6 +189,7 @@ pub struct Link {
     connections: AtomicU64,
     /// Connections that were closed because of what the peer sent beside the protocol.
     floods: AtomicU64,
+    transcript: Arc<Transcript>,
     shutdown: Shutdown,
 }
 
@@ -325,6 +259,7 @@ impl Link {
             opening: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             floods: AtomicU64::new(0),
+            transcript: Arc::default(),
             shutdown,
         });
         link.demand_view();
@@ -539,7 +474,9 @@ impl Link {
         let id = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
         let mut session = StreamSession::new(config, self.context.clock.now());
         session.consumer.set_message_limit(message_bytes);
-        StreamCell::new(id, dialled, session, self.work.clone(), self.context.clock.clone())
+        let (work, clock, transcript) =
+            (self.work.clone(), self.context.clock.clone(), self.transcript.clone());
+        StreamCell::recorded(id, dialled, session, work, clock, transcript)
     }
 
     /// A v1alpha1 stream that the peer dialled: we are its owner, and import nothing on it. A newer
@@ -674,98 +611,6 @@ impl Link {
         drop(slot);
         self.bump();
     }
-
-    /// The link for people and metrics.
-    pub fn status(&self) -> LinkStatus {
-        let now = self.context.clock.now();
-        let config = self.config();
-        let (cell, served) = (self.active(), self.served());
-        let speaking = cell.as_ref().or(served.as_ref()).map(|c| c.look(StreamSession::dialect));
-        let version = speaking.or_else(|| self.pinned()).or(config.version);
-        let dialect = version.unwrap_or(Dialect::V1alpha2);
-        let (connection, since, last_error, attempts) = {
-            let slot = self.slot.lock();
-            (slot.connection.clone(), slot.since, slot.last_error.clone(), slot.attempts)
-        };
-        let (counts, refused, expired, withheld, guard_end) = {
-            let slice = self.state.slice.lock();
-            let refused = slice.refused().take(1_000).map(|(k, r, older)| {
-                (one_line(k, KEY_SHOWN), dialect.in_its_words(r.clone()).to_string(), older)
-            });
-            let refused = refused.collect();
-            let withheld: Vec<String> = slice.withheld().take(1_000).map(|(k, _)| k.to_string()).collect();
-            let guard_end = slice.withheld().map(|(_, until)| until).min();
-            (slice.counts(), refused, slice.is_expired(), withheld, guard_end)
-        };
-        let hold = config.import.as_ref().and_then(|i| i.hold);
-        let down = Duration::from_millis(self.state.down_ms.load(Ordering::Relaxed));
-        let mut status = LinkStatus {
-            peer: self.peer.clone(),
-            address: config.address.clone(),
-            connection,
-            age: now.saturating_sub(since),
-            last_error,
-            dialled: false,
-            class: PeerClass::Unknown,
-            version,
-            version_note: version_note(&config, version, served.is_some()),
-            unsaid: vec![],
-            imports: config.imports(),
-            counts,
-            refused,
-            expired,
-            hold_left: hold.filter(|_| cell.is_none() && counts.in_force > 0).map(|h| h.saturating_sub(down)),
-            consumer: None,
-            committing: self.state.committing.lock().map(|at| now.saturating_sub(at)),
-            commit_error: self.state.commit_error.lock().clone(),
-            owner: None,
-            offered: self.context.publications.view(dialect, &self.peer).map_or(0, |v| v.borrow().count()),
-            behind: 0,
-            oldest_unanswered: None,
-            owner_proven: false,
-            violations: 0,
-            streams: self.streams.load(Ordering::Relaxed),
-            floods: self.floods.load(Ordering::Relaxed),
-            attempts,
-            in_flight: 0,
-            peer_imports: true,
-            withheld,
-            guard_left: guard_end.map(|until| until.saturating_sub(now)),
-            now,
-        };
-        if dialect == Dialect::V1alpha1 {
-            let unsaid = self.context.publications.unsaid(&self.peer).into_iter().take(1_000);
-            status.unsaid = unsaid.map(|(name, why)| (name.to_string(), why.to_string())).collect();
-        }
-        if let Some(cell) = &cell {
-            status.dialled = cell.dialled;
-            status.consumer = Some(cell.look(|s| s.consumer.stats()));
-        }
-        // Of two v1alpha1 streams the served one has the owner's role.
-        for cell in cell.into_iter().chain(served) {
-            cell.look(|s| {
-                status.class = s.class().clone();
-                status.violations += s.violations();
-                if let Some(owner) = &s.owner {
-                    status.owner = Some(owner.stats().clone());
-                    status.offered = owner.offered();
-                    status.behind = owner.behind(10_000) as u64;
-                    status.oldest_unanswered = owner.oldest_unanswered(now);
-                    status.in_flight = owner.in_flight() as u64;
-                    status.peer_imports = owner.is_wanted();
-                    status.owner_proven = owner.proven();
-                }
-            });
-        }
-        status
-    }
-
-    /// Whether both directions are proven to hold the same set, now.
-    pub fn is_proven(&self) -> bool {
-        let status = self.status();
-        let import = status.consumer.is_some_and(|c| matches!(c.verdict, ProofVerdict::Equal(_)));
-        status.connection == Connection::Up && status.owner_proven && (import || !status.imports)
-    }
 }
 
 fn initial(config: &LinkConfig) -> Connection {
@@ -775,17 +620,6 @@ fn initial(config: &LinkConfig) -> Connection {
         (false, Some(_)) if !must_wait => Connection::Connecting,
         (false, _) => Connection::Waiting,
     }
-}
-
-/// What v1alpha1 makes impossible as things are.
-fn version_note(config: &LinkConfig, version: Option<Dialect>, served: bool) -> Option<String> {
-    let note = match (config.imports(), &config.address) {
-        _ if version != Some(Dialect::V1alpha1) => return None,
-        (true, None) => "in v1alpha1 the importer dials: set spec.address to import from this peer",
-        (false, _) if !served => "in v1alpha1 the importer dials: this peer has to dial us to be served",
-        _ => return None,
-    };
-    Some(note.to_owned())
 }
 
 /// Counts one connection of a peer until it is dropped.

@@ -536,7 +536,12 @@ impl OwnerSession {
                     }
                 }
                 None => {
-                    self.stats.refused.remove(&key);
+                    // The last proof counted it as refused, if it is another word on an old change.
+                    let told = self.stats.refused.remove(&key).is_some();
+                    let refused = told || level == ext::applied::Level::Durable as i32;
+                    if let Some(proof) = self.stats.proof.as_mut().filter(|_| refused) {
+                        proof.refused = proof.refused.saturating_sub(1);
+                    }
                     if level >= ext::applied::Level::Programmed as i32 {
                         self.stats.programmed += 1;
                         self.stats.unusable.remove(&key);

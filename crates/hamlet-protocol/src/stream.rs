@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 
 use crate::dialect::{Incoming, Outgoing};
 use crate::session::{PeerClass, StreamEnd, StreamSession};
+use crate::transcript::Transcript;
 use crate::wire::hamlet::federation::v1::goodbye::Reason;
 
 /// Shortest and longest time between two looks at the clock.
@@ -45,6 +46,7 @@ pub struct StreamCell {
     /// Nobody polls for what we write any more.
     unheard: CancellationToken,
     clock: Arc<dyn Clock>,
+    transcript: Arc<Transcript>,
 }
 
 impl std::fmt::Debug for StreamCell {
@@ -62,6 +64,19 @@ impl StreamCell {
         work: Arc<Notify>,
         clock: Arc<dyn Clock>,
     ) -> Arc<StreamCell> {
+        StreamCell::recorded(id, dialled, session, work, clock, Arc::default())
+    }
+
+    /// The same, and what is said goes into the link's transcript.
+    pub fn recorded(
+        id: u64,
+        dialled: bool,
+        session: StreamSession,
+        work: Arc<Notify>,
+        clock: Arc<dyn Clock>,
+        transcript: Arc<Transcript>,
+    ) -> Arc<StreamCell> {
+        transcript.opened(id, dialled, clock.now());
         Arc::new(StreamCell {
             id,
             dialled,
@@ -73,6 +88,7 @@ impl StreamCell {
             ended: CancellationToken::new(),
             unheard: CancellationToken::new(),
             clock,
+            transcript,
         })
     }
 
@@ -95,7 +111,13 @@ impl StreamCell {
 
     /// Ends the stream; the first reason counts.
     pub fn end(&self, end: StreamEnd) {
-        self.end.lock().get_or_insert(end);
+        {
+            let mut first = self.end.lock();
+            if first.is_none() {
+                self.transcript.ended(self.id, &end, self.clock.now());
+                *first = Some(end);
+            }
+        }
         self.ended.cancel();
         self.writer.wake();
         self.work.notify_one();
@@ -116,9 +138,13 @@ impl StreamCell {
         if let Some(end) = self.ended() {
             return Poll::Ready(Err(end));
         }
-        let next = self.session.lock().next(self.clock.now());
+        let now = self.clock.now();
+        let next = self.session.lock().next(now);
         match next {
-            Ok(Some(out)) => Poll::Ready(Ok(out)),
+            Ok(Some(out)) => {
+                self.transcript.sent(self.id, &out, now);
+                Poll::Ready(Ok(out))
+            }
             Ok(None) => Poll::Pending,
             Err(end) => {
                 self.end(end.clone());
@@ -144,7 +170,9 @@ impl StreamCell {
             }
             match inbound.next().await.transpose() {
                 Ok(Some(message)) => {
-                    let taken = self.change(|s| s.receive(message, self.clock.now()));
+                    let now = self.clock.now();
+                    self.transcript.received(self.id, &message, now);
+                    let taken = self.change(|s| s.receive(message, now));
                     if let Err(end) = taken {
                         return end;
                     }

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hamlet_core::PeerName;
-use hamlet_protocol::link::{Connection, LinkConfig};
+use hamlet_core::{PeerName, Rejection, RejectionCode};
+use hamlet_protocol::link::{AppliedReport, Connection, LinkConfig};
+use hamlet_protocol::transcript::{Said, TranscriptEntry, Way};
 use hamlet_testkit::pki::TestCa;
 use hamlet_testkit::store::MemoryStore;
 use hamlet_testkit::{GENEROUS, eventually};
 
 mod common;
-use common::agent::{Agent, names};
+use common::agent::{Agent, CONTEXT, names};
 
 /// `shop` dials `bank`; both know each other.
 async fn two() -> (Agent, Agent) {
@@ -125,4 +126,64 @@ async fn a_removed_peer_is_forgotten_and_its_names_are_gone() {
     assert!(shop.clock.now() > Duration::ZERO && !shop.shutdown.has_begun());
     shop.stop().await;
     bank.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_is_told_which_of_its_services_cannot_be_used_and_when_they_can() {
+    let (shop, bank) = two().await;
+    bank.publish("shop", &names(&["ledger", "rates"]));
+    shop.publish("bank", &[]);
+    eventually("synchronised", GENEROUS, || shop.link().is_proven()).await;
+    let stream = shop.link().told_on().expect("the peer is a Hamlet agent");
+    let problem = || Rejection::new(RejectionCode::Policy, "port-unknown", "instances.a", "name one");
+    let report = |key: &str, problem| AppliedReport { key: key.into(), problem };
+    let reports = [report("ledger", Some(problem())), report("rates", None), report("none", Some(problem()))];
+    assert_eq!(shop.link().report_applied(stream, &reports), 3);
+    assert_eq!(shop.link().report_applied(stream + 1, &reports), 0, "another stream");
+    let owner = || bank.link().status().owner.expect("the stream is up");
+    eventually("the owner knows", GENEROUS, || owner().unusable.len() == 1 && owner().programmed == 1).await;
+    assert_eq!(&*owner().unusable["ledger"], "port-unknown: instances.a: name one");
+    assert!(owner().refused.is_empty() && bank.link().is_proven(), "it is admitted and held");
+
+    shop.link().report_applied(stream, &[report("ledger", None)]);
+    eventually("it can be used", GENEROUS, || owner().unusable.is_empty() && owner().programmed == 2).await;
+    shop.stop().await;
+    bank.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transcript_tells_at_both_ends_what_was_said_without_values_and_context() {
+    let (shop, bank) = two().await;
+    bank.publish("shop", &names(&["ledger"]));
+    shop.publish("bank", &[]);
+    eventually("synchronised", GENEROUS, || shop.link().is_proven() && bank.link().is_proven()).await;
+    let (consumer, owner) = (shop.link().transcript(0).0, bank.link().transcript(0).0);
+    let has = |entries: &[TranscriptEntry], way: Way, fits: fn(&Said) -> bool| {
+        entries.iter().any(|e| e.way == way && fits(&e.said))
+    };
+    for (entries, to_shop, to_bank) in [(&consumer, Way::In, Way::Out), (&owner, Way::Out, Way::In)] {
+        assert!(has(entries, Way::None, |s| matches!(s, Said::Opened { .. })), "{entries:?}");
+        assert!(has(
+            entries,
+            to_bank,
+            |s| matches!(s, Said::Subscribe(hello) if hello.contains("hamlet test"))
+        ));
+        assert!(has(
+            entries,
+            to_shop,
+            |s| matches!(s, Said::Upsert { key, bytes: 1.., .. } if &**key == "ledger")
+        ));
+        assert!(has(entries, to_bank, |s| matches!(s, Said::Ack(_))), "{entries:?}");
+        assert!(has(entries, to_bank, |s| matches!(s, Said::Control { kind: "proof", .. })));
+        let text = format!("{entries:?}");
+        assert!(!text.contains(CONTEXT) && !text.contains("bank.example"), "{text}");
+    }
+    bank.stop().await;
+    eventually("the end is in it", GENEROUS, || {
+        has(&shop.link().transcript(0).0, Way::None, |s| matches!(s, Said::Ended { .. }))
+    })
+    .await;
+    let last = consumer.last().map_or(0, |e| e.seq);
+    assert!(shop.link().transcript(last).0.iter().all(|e| e.seq > last), "only what came later");
+    shop.stop().await;
 }

@@ -186,6 +186,11 @@ impl Secret {
         self.0.is_empty()
     }
 
+    /// `text` with every occurrence of the secret replaced by `***`.
+    pub(crate) fn blotted(&self, text: &str) -> String {
+        if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
+    }
+
     /// Whether `other` is the same text; takes the same time wherever they differ.
     pub fn matches(&self, other: &str) -> bool {
         let (a, b) = (self.0.as_bytes(), other.as_bytes());
