@@ -31,6 +31,7 @@
 //! | **route** | where the gateway sends one name |
 
 pub mod address;
+pub mod brake;
 pub mod catalogue;
 pub mod digest;
 pub mod durable;
