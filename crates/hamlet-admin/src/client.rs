@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{
-    AgentStatus, ErrorBody, ErrorCode, List, Listed, ReloadProblems, ReloadReport, StatusReport,
+    AgentStatus, Confirmed, ErrorBody, ErrorCode, List, Listed, ReloadProblems, ReloadReport, StatusReport,
+    TranscriptPage,
 };
 use crate::limits;
 
@@ -146,6 +147,20 @@ impl Client {
     pub async fn reload(&self) -> Result<ReloadReport, ClientError> {
         let body = self.exchange(Method::POST, "/v1/reload").await?;
         self.parse(&body)
+    }
+
+    /// Lets go what the brake on withdrawals of a source holds back; returns how many entries.
+    pub async fn confirm_withdrawals(&self) -> Result<u64, ClientError> {
+        let body = self.exchange(Method::POST, "/v1/reload/confirm-withdrawals").await?;
+        Ok(self.parse::<Confirmed>(&body)?.released)
+    }
+
+    /// What was said on a peer's streams after entry number `after`.
+    pub async fn transcript(&self, peer: &str, after: u64) -> Result<TranscriptPage, ClientError> {
+        if peer.is_empty() || peer.len() > limits::NAME_BYTES {
+            return Err(ClientError::NotFound(format!("a name of {} bytes names no peer", peer.len())));
+        }
+        self.get(&format!("/v1/transcript/{}?after={after}", encode_segment(peer))).await
     }
 
     /// The text of `/readyz?verbose`, and whether the agent is ready.

@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 
 use crate::api::{
     AgentStatus, Flow, Origin, PeerState, PeerStatus, Programming, Proof, ReadyCheck, ServiceStatus,
+    StallKind,
 };
 
 type Number = Gauge<f64, AtomicU64>;
@@ -36,6 +37,20 @@ struct SetLabels {
     peer: String,
     flow: FlowLabel,
     set: &'static str,
+}
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StallLabels {
+    peer: String,
+    stall: &'static str,
+}
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoundLabels {
+    peer: String,
+    round: &'static str,
+}
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: String,
 }
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FlowLabels {
@@ -123,12 +138,22 @@ metrics! {
         peer_state: By<StateLabels>,
         /// Age of a peer's state in seconds.
         peer_state_age_seconds: By<PeerLabel>,
-        /// Services between us and a peer, by flow and set: offered, acknowledged, heard, in-force, refused, older-in-force, withheld.
+        /// Services between us and a peer, by flow and set: offered, unsent, acknowledged, unusable, heard, in-force, refused, older-in-force, withheld.
         peer_services: By<SetLabels>,
         /// Age of the newest proof that both sides hold the same set, in seconds; absent without one.
         peer_proof_age_seconds: By<FlowLabels>,
         /// Age of the oldest change that a peer has not answered, in seconds; 0 when none waits.
         peer_oldest_unanswered_seconds: By<PeerLabel>,
+        /// For how long something has made no progress although a stream is up, in seconds; 0 when nothing stalls.
+        peer_stall_seconds: By<StallLabels>,
+        /// Age of a peer's last sign of life inside the stream, in seconds; absent with peers that give none.
+        peer_beat_age_seconds: By<PeerLabel>,
+        /// Changes that a peer has not sent us yet, as it says; absent with peers that don't say.
+        peer_beat_unsent: By<PeerLabel>,
+        /// Rounds of comparison on the present stream, by how they went; absent with peers that offer none.
+        peer_rounds: By<RoundLabels>,
+        /// Services gone from a source that the brake on its withdrawals still serves.
+        source_withheld: By<SourceLabel>,
         /// Failed attempts to reach a peer since the last proven health.
         peer_attempts: By<PeerLabel>,
         /// Connections with a peer that were closed because it sent too many streams or frames.
@@ -226,6 +251,10 @@ impl StateMetrics {
             let label = ListenerLabel { listener: listener.name.clone() };
             self.listener_up.get_or_create(&label).set(flag(listener.error.is_none()));
         }
+        for source in &agent.sources {
+            let label = SourceLabel { source: source.name.clone() };
+            self.source_withheld.get_or_create(&label).set(number(source.withheld_total));
+        }
         for identity in &agent.identities {
             let label = RoleLabel { role: identity.role.clone() };
             self.identity_not_after_seconds.get_or_create(&label).set(number(identity.not_after_s));
@@ -258,6 +287,7 @@ impl StateMetrics {
         if let Some(ms) = peer.hold_left_ms {
             self.peer_hold_left_seconds.get_or_create(&label).set(secs(ms));
         }
+        self.fill_progress(peer);
         let sets = |flow: Flow, sets: &[(&'static str, u64)]| {
             for (set, count) in sets {
                 let label = SetLabels { peer: name(), flow: flow.into(), set };
@@ -271,8 +301,13 @@ impl StateMetrics {
             }
         };
         if let Some(p) = &peer.publish {
-            let counts =
-                [("offered", p.offered), ("acknowledged", p.acknowledged), ("refused", p.refused_total)];
+            let counts = [
+                ("offered", p.offered),
+                ("unsent", p.unsent),
+                ("acknowledged", p.acknowledged),
+                ("refused", p.refused_total),
+                ("unusable", p.unusable_total),
+            ];
             sets(Flow::Publish, &counts);
             proof(Flow::Publish, &p.proof);
             let waits = secs(p.oldest_unanswered_ms.unwrap_or(0));
@@ -290,12 +325,33 @@ impl StateMetrics {
             proof(Flow::Import, &i.proof);
         }
     }
+
+    /// Stalls, beats and rounds.
+    fn fill_progress(&self, peer: &PeerStatus) {
+        let label = PeerLabel { peer: peer.name.clone() };
+        for kind in StallKind::ALL {
+            let stall = peer.stalls.iter().find(|s| s.what == kind);
+            let labels = StallLabels { peer: peer.name.clone(), stall: kind.word() };
+            self.peer_stall_seconds.get_or_create(&labels).set(secs(stall.map_or(0, |s| s.age_ms)));
+        }
+        if let Some(beat) = &peer.beat {
+            self.peer_beat_age_seconds.get_or_create(&label).set(secs(beat.age_ms));
+            self.peer_beat_unsent.get_or_create(&label).set(number(beat.unsent));
+        }
+        if let Some(rounds) = peer.publish.as_ref().and_then(|p| p.rounds) {
+            let counts = [("equal", rounds.equal), ("buckets", rounds.buckets), ("all", rounds.all)];
+            for (round, count) in counts {
+                let labels = RoundLabels { peer: peer.name.clone(), round };
+                self.peer_rounds.get_or_create(&labels).set(number(count));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::PublishProgress;
+    use crate::api::{BeatStatus, PublishProgress, RoundsStatus, StallStatus};
     use prometheus_client::metrics::counter::Counter;
 
     #[test]
@@ -305,8 +361,15 @@ mod tests {
         text.registry_mut().register("gateway_connections", "Accepted connections", counter.clone());
         counter.inc_by(3);
         let proof = Proof::Equal { age_ms: 2500 };
-        let publish = PublishProgress { offered: 7, proof, ..Default::default() };
-        let peer = PeerStatus { name: "globex".into(), publish: Some(publish), ..Default::default() };
+        let rounds = Some(RoundsStatus { buckets: 2, ..Default::default() });
+        let publish = PublishProgress { offered: 7, proof, rounds, ..Default::default() };
+        let peer = PeerStatus {
+            name: "globex".into(),
+            publish: Some(publish),
+            stalls: vec![StallStatus { what: StallKind::Unproven, age_ms: 40_000 }],
+            beat: Some(BeatStatus { age_ms: 3_000, ..Default::default() }),
+            ..Default::default()
+        };
         let agent = AgentStatus::default();
         let scrape = |peers| Scrape { agent: &agent, peers, services: &[], readiness: &[] };
         let with = text.render(scrape(std::slice::from_ref(&peer)));
@@ -318,6 +381,10 @@ mod tests {
             "hamlet_peer_state{peer=\"globex\",state=\"down\"} 0.0",
             "hamlet_peer_services{peer=\"globex\",flow=\"publish\",set=\"offered\"} 7.0",
             "hamlet_peer_proof_age_seconds{peer=\"globex\",flow=\"publish\"} 2.5",
+            "hamlet_peer_stall_seconds{peer=\"globex\",stall=\"unproven\"} 40.0",
+            "hamlet_peer_stall_seconds{peer=\"globex\",stall=\"unanswered\"} 0.0",
+            "hamlet_peer_beat_age_seconds{peer=\"globex\"} 3.0",
+            "hamlet_peer_rounds{peer=\"globex\",round=\"buckets\"} 2.0",
             "# HELP hamlet_ready Whether the agent is ready (1) or not (0).",
         ] {
             assert!(with.lines().any(|l| l == line), "no line {line:?} in\n{with}");

@@ -2,7 +2,7 @@
 
 use crate::api::{
     AgentStatus, ImportStatus, PeerStatus, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
-    ServiceStatus,
+    ServiceStatus, TranscriptPage,
 };
 
 /// A boxed future, as an object-safe trait needs it.
@@ -24,6 +24,10 @@ pub trait StateSource: Send + Sync + 'static {
     fn readiness(&self) -> Vec<ReadyCheck>;
     /// Reads the configuration again and swaps it in, or says why not; done when it returns.
     fn reload(&self) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>>;
+    /// Lets go what the brake on a source's withdrawals holds back; returns how many entries.
+    fn confirm_withdrawals(&self) -> u64;
+    /// What was said on a peer's streams after entry number `after`; `None` if there is no such peer.
+    fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage>;
     /// All metrics in OpenMetrics text, closed by `# EOF`.
     fn metrics_text(&self) -> String;
     /// A counter that moves whenever any list may have changed; watches wait on it.

@@ -202,6 +202,8 @@ fn a_loaded_configuration_has_what_was_written_and_the_defaults() {
     assert_eq!((peer.guard.percent, peer.guard.floor, peer.guard.wait.as_secs()), (30, 10, 600));
     assert_eq!((peer.limits.services, peer.limits.refused_hold.as_secs()), (20_000, 24 * 3600));
     assert!(peer.publish && peer.import && !peer.paused);
+    assert_eq!((mesh.brake.percent, mesh.brake.floor), (30, 10));
+    assert_eq!((mesh.brake.wait, peer.window), (hamlet_core::brake::BRAKE_WAIT, 1));
     let import = config.imports.values().next().unwrap();
     assert_eq!(import.rules.sans, peer.gateway_ids);
     let service = &config.services[0];

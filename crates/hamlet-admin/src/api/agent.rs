@@ -120,6 +120,9 @@ pub struct AgentStatus {
     pub listeners: Vec<ListenerStatus>,
     /// Its identities.
     pub identities: Vec<IdentityStatus>,
+    /// The sources of its local services.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
 }
 
 /// One thing that a person should look at.
@@ -215,6 +218,11 @@ impl AgentStatus {
                 add(format!("listener/{}", listener.name), format!("{}: {error}", listener.address));
             }
         }
+        for source in &self.sources {
+            if let Some(message) = source.problem() {
+                add(format!("source/{}", source.name), message);
+            }
+        }
         for identity in &self.identities {
             if let Some(message) = identity.problem() {
                 add(format!("identity/{}", identity.role), message);
@@ -279,6 +287,44 @@ pub struct ReloadReport {
     pub warnings: Vec<String>,
 }
 
+/// What letting go of withheld withdrawals did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Confirmed {
+    /// How many entries went.
+    pub released: u64,
+}
+
+/// A source of local services, and what the brake on its withdrawals holds back.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SourceStatus {
+    /// Its name: `file`.
+    pub name: String,
+    /// Services of it.
+    pub services: u64,
+    /// Services that are gone from it and still served; may exceed the list below, which is cut.
+    pub withheld_total: u64,
+    /// Those, by name.
+    pub withheld: Vec<String>,
+    /// Time until the first of them goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_left_ms: Option<u64>,
+}
+
+impl SourceStatus {
+    /// What a person should know of it, if anything.
+    pub fn problem(&self) -> Option<String> {
+        let wait = self.wait_left_ms.filter(|_| self.withheld_total > 0)?;
+        Some(format!(
+            "{} services are gone from the source at once and still served for {}: put them back, or let \
+             them go with `hamlet reload --confirm-withdrawals`",
+            self.withheld_total,
+            human_age(wait)
+        ))
+    }
+}
+
 /// Why a reload changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -309,6 +355,18 @@ mod tests {
         let report = StatusReport::of(AgentStatus::default(), &[], 0, 0, &sick);
         let about: Vec<_> = report.problems.iter().map(|p| p.about.as_str()).collect();
         assert_eq!(about, ["store", "ready/config"]);
+    }
+
+    #[test]
+    fn withheld_withdrawals_of_a_source_are_a_problem_and_their_absence_is_none() {
+        let mut source = SourceStatus { name: "file".into(), services: 12, ..Default::default() };
+        assert_eq!(source.problem(), None);
+        (source.withheld_total, source.wait_left_ms) = (12, Some(240_000));
+        let agent = AgentStatus { sources: vec![source], ..Default::default() };
+        let problems = agent.problems();
+        let problem = problems.iter().find(|p| p.about == "source/file").unwrap();
+        assert!(problem.message.starts_with("12 services are gone"), "{}", problem.message);
+        assert!(problem.message.contains("for 4m:"), "{}", problem.message);
     }
 
     #[test]

@@ -10,16 +10,18 @@ pub mod list;
 pub mod peer;
 pub mod policy;
 pub mod service;
+pub mod transcript;
 
 pub use age::human_age;
 pub use agent::{
-    AgentStatus, ConfigStatus, IdentityStatus, ListenerStatus, Problem, ReadyCheck, ReloadProblems,
-    ReloadReport, StatusReport, StoreStatus, TaskFailure, TaskStatus,
+    AgentStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, Problem, ReadyCheck,
+    ReloadProblems, ReloadReport, SourceStatus, StatusReport, StoreStatus, TaskFailure, TaskStatus,
 };
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{
-    Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof, PublishProgress,
-    RefusedService, UnsaidService,
+    BeatStatus, Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof,
+    PublishProgress, RefusedService, RoundsStatus, StallKind, StallStatus, UnsaidService, WindowStatus,
 };
 pub use policy::{ImportStatus, PublicationStatus};
 pub use service::{InstanceStatus, Origin, Programming, ServiceStatus, Standing};
+pub use transcript::{TranscriptLine, TranscriptPage, Way};

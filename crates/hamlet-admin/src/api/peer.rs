@@ -51,6 +51,80 @@ impl fmt::Display for Flow {
     }
 }
 
+/// What makes no progress although a stream is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StallKind {
+    /// A change of ours that the peer doesn't answer.
+    #[default]
+    Unanswered,
+    /// Something of ours that the connection doesn't take: the peer doesn't read.
+    Unwritten,
+    /// A change that we could send, and don't.
+    Unsent,
+    /// Changes that the peer has, and that no proof of ours covers.
+    Unproven,
+    /// Changes that came, and that our store doesn't take.
+    Uncommitted,
+}
+
+impl StallKind {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [StallKind; 5] = [
+        StallKind::Unanswered,
+        StallKind::Unwritten,
+        StallKind::Unsent,
+        StallKind::Unproven,
+        StallKind::Uncommitted,
+    ];
+
+    /// The stable word for metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            StallKind::Unanswered => "unanswered",
+            StallKind::Unwritten => "unwritten",
+            StallKind::Unsent => "unsent",
+            StallKind::Unproven => "unproven",
+            StallKind::Uncommitted => "uncommitted",
+        }
+    }
+
+    /// Which way it stands.
+    pub fn flow(self) -> Flow {
+        match self {
+            StallKind::Unanswered | StallKind::Unsent => Flow::Publish,
+            StallKind::Unwritten | StallKind::Unproven | StallKind::Uncommitted => Flow::Import,
+        }
+    }
+
+    /// What that means, as part of a sentence before an age.
+    fn meaning(self) -> &'static str {
+        match self {
+            StallKind::Unanswered => "the peer has left a change unanswered for",
+            StallKind::Unwritten => "the peer has taken none of our answers for",
+            StallKind::Unsent => "a change of ours has waited to be sent for",
+            StallKind::Unproven => "the peer has had changes that we can't prove to hold for",
+            StallKind::Uncommitted => "our store has not taken the peer's changes for",
+        }
+    }
+}
+
+/// One thing that makes no progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StallStatus {
+    /// What.
+    pub what: StallKind,
+    /// For how long.
+    pub age_ms: u64,
+}
+
+impl fmt::Display for StallStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.what.meaning(), human_age(self.age_ms))
+    }
+}
+
 /// How we stand with a peer. Only [`PeerState::InSync`] is proven health.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", rename_all_fields = "camelCase")]
@@ -87,7 +161,10 @@ pub enum PeerState {
     Stalled {
         /// Which way.
         flow: Flow,
-        /// Age of the oldest unanswered change.
+        /// What makes none.
+        #[serde(default)]
+        what: StallKind,
+        /// For how long.
         age_ms: u64,
     },
     /// One side refuses the other.
@@ -153,7 +230,7 @@ fn exceptions(refused: u64, older: u64, withheld: u64) -> String {
     if refused > 0 {
         out += &format!(", {refused} refused");
         if older > 0 {
-            out += &format!(" ({older} older in force)");
+            out += &format!(" ({older} older version in force)");
         }
     }
     if withheld > 0 {
@@ -174,8 +251,9 @@ impl fmt::Display for PeerState {
             PeerState::Quiet { since_ms } => {
                 write!(f, "quiet for {}; this peer offers no proof of what it holds", human_age(*since_ms))
             }
-            PeerState::Stalled { flow, age_ms } => {
-                write!(f, "stalled: {flow}, oldest unanswered change {} old", human_age(*age_ms))
+            PeerState::Stalled { flow, what, age_ms } => {
+                let stall = StallStatus { what: *what, age_ms: *age_ms };
+                write!(f, "stalled: {flow}: {stall}")
             }
             PeerState::Refused { reason } => write!(f, "refused: {reason}"),
             PeerState::Down { since_ms, next_attempt_ms, hold_left_ms } => {
@@ -204,6 +282,72 @@ pub struct HelloStatus {
     pub version: String,
     /// What it can do.
     pub capabilities: Vec<String>,
+    /// Most unanswered changes that it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_messages: Option<u64>,
+    /// The same in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_bytes: Option<u64>,
+    /// Largest message that it takes, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_message_bytes: Option<u64>,
+    /// How often it gives a sign of life; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beat_every_ms: Option<u64>,
+}
+
+/// What a peer said in its last beat, which comes every few seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BeatStatus {
+    /// Its age.
+    pub age_ms: u64,
+    /// Changes that the peer has not sent us yet.
+    pub unsent: u64,
+    /// Age of the oldest of them.
+    pub oldest_unsent_ms: u64,
+    /// Age of the oldest change of ours that it has received and not committed; 0 if none.
+    pub oldest_uncommitted_ms: u64,
+}
+
+/// How much a peer may have unanswered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WindowStatus {
+    /// Changes.
+    pub messages: u64,
+    /// Their bytes; absent without a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+impl fmt::Display for WindowStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.messages)?;
+        match self.bytes {
+            Some(bytes) if bytes >= 1024 => write!(f, "/{}KiB", bytes / 1024),
+            Some(bytes) => write!(f, "/{bytes}B"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Rounds of comparison on the present stream, by how they went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RoundsStatus {
+    /// Both held the same: nothing was sent.
+    pub equal: u64,
+    /// Only the parts that differed were sent.
+    pub buckets: u64,
+    /// Everything was sent.
+    pub all: u64,
+}
+
+impl fmt::Display for RoundsStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} equal, {} by buckets, {} of everything", self.equal, self.buckets, self.all)
+    }
 }
 
 /// How far two agents have proven that they hold the same set.
@@ -254,6 +398,12 @@ pub struct RefusedService {
     pub older_in_force: bool,
     /// Age of the refusal, where known.
     pub age_ms: Option<u64>,
+    /// The gRPC status code that the consumer answered with, where known: `PERMISSION_DENIED`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The owner's version that was refused, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
 }
 
 /// A service that the peer isn't offered because its version of the protocol can't say it.
@@ -278,6 +428,20 @@ pub struct PublishProgress {
     pub refused_total: u64,
     /// Refused ones, by service.
     pub refused: Vec<RefusedService>,
+    /// How many it admitted but can't use, as it says; may exceed the list below, which is cut.
+    pub unusable_total: u64,
+    /// Those, by service.
+    pub unusable: Vec<RefusedService>,
+    /// How often it has reported on the present stream that its workloads can use a service.
+    pub usable_reports: u64,
+    /// Changes that it has not been sent yet.
+    pub unsent: u64,
+    /// How much it may have unanswered; absent without a stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowStatus>,
+    /// Rounds of comparison; absent with peers that offer none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<RoundsStatus>,
     /// Messages that wait for its answer.
     pub in_flight: u64,
     /// Age of the oldest unanswered change; absent when nothing waits.
@@ -313,10 +477,17 @@ pub struct ImportProgress {
     pub withheld: Vec<String>,
     /// Time until the guard lets go, when it holds something.
     pub guard_left_ms: Option<u64>,
+    /// Rounds of comparison that ended on the present stream.
+    pub rounds: u64,
     /// Whether we have proven that we hold what the owner said.
     pub proof: Proof,
     /// Age of the last change we received.
     pub last_change_ms: Option<u64>,
+    /// Of a peer that can't prove anything: for how long nothing has confirmed what we hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
+    /// How many services its last whole state left out; they go when a second one confirms that.
+    pub left_out: u64,
 }
 
 /// A message and its age.
@@ -355,6 +526,15 @@ pub struct PeerStatus {
     /// What it said about itself; absent with peers that know no extensions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hello: Option<HelloStatus>,
+    /// What makes no progress.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stalls: Vec<StallStatus>,
+    /// Its last sign of life; absent with peers that know no extensions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beat: Option<BeatStatus>,
+    /// Breaches of the protocol on the present stream that were passed over.
+    #[serde(default)]
+    pub violations: u64,
     /// What we publish to it; absent when the configuration says that we don't.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publish: Option<PublishProgress>,
@@ -398,11 +578,31 @@ mod tests {
     #[test]
     fn a_state_shows_its_exceptions_and_never_says_connected() {
         let state = PeerState::InSync { proven_ms: 3000, refused: 3, withheld: 40, older_in_force: 1 };
-        assert_eq!(state.to_string(), "in sync, proven 3s ago, 3 refused (1 older in force), 40 withheld");
-        assert_eq!(state.cell(), "InSync, 3 refused (1 older in force), 40 withheld");
+        assert_eq!(
+            state.to_string(),
+            "in sync, proven 3s ago, 3 refused (1 older version in force), 40 withheld"
+        );
+        assert_eq!(state.cell(), "InSync, 3 refused (1 older version in force), 40 withheld");
         let down = PeerState::Down { since_ms: 5000, next_attempt_ms: None, hold_left_ms: Some(3_000_000) };
         assert_eq!(down.to_string(), "down for 5s, waiting for the peer to dial us, hold time left 50m");
         assert!(down.is_trouble() && !state.is_trouble());
+    }
+
+    #[test]
+    fn every_stall_says_which_way_what_and_for_how_long() {
+        for what in StallKind::ALL {
+            let state = PeerState::Stalled { flow: what.flow(), what, age_ms: 45_000 };
+            let text = state.to_string();
+            assert!(
+                text.starts_with(&format!("stalled: {}: ", what.flow())) && text.ends_with(" 45s"),
+                "{text}"
+            );
+            assert!(state.is_trouble());
+            let json = serde_json::to_value(what).unwrap();
+            assert_eq!(json, what.word());
+        }
+        let text = PeerState::Stalled { flow: Flow::Publish, what: StallKind::Unanswered, age_ms: 45_000 };
+        assert_eq!(text.to_string(), "stalled: publish: the peer has left a change unanswered for 45s");
     }
 
     #[test]

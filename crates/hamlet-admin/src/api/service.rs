@@ -80,12 +80,12 @@ pub struct InstanceStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
-    /// The owner's last word. Always so for local services.
+    /// The owner's last word.
     #[default]
     Current,
     /// An older version: the update was refused.
     Older,
-    /// Withdrawn by the owner; the guard holds the withdrawal back.
+    /// Withdrawn by the owner, or gone from its source; the guard or the brake holds that back.
     Withheld,
     /// The peer is lost; served until the hold time ends.
     Held,

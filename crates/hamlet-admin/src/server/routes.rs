@@ -12,7 +12,7 @@ use hamlet_runtime::Shutdown;
 use http::{StatusCode, header};
 
 use crate::api::{
-    ApiError, ErrorBody, ErrorCode, Found, ImportStatus, Kind, List, Listed, Origin, PeerStatus,
+    ApiError, Confirmed, ErrorBody, ErrorCode, Found, ImportStatus, Kind, List, Listed, Origin, PeerStatus,
     PublicationStatus, ServiceStatus, StatusReport, find,
 };
 use crate::limits;
@@ -33,7 +33,9 @@ pub fn admin_router(source: Arc<dyn StateSource>, stop: Shutdown) -> Router {
         .route("/v1/{kind}", get(list))
         .route("/v1/{kind}/{name}", get(one))
         .route("/v1/watch/{kind}", get(watch))
+        .route("/v1/transcript/{peer}", get(transcript))
         .route("/v1/reload", post(reload))
+        .route("/v1/reload/confirm-withdrawals", post(confirm_withdrawals))
         .merge(health_routes())
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
@@ -204,6 +206,28 @@ async fn reload(State(app): State<App>) -> Response {
             let problems = Some(problems);
             let body = ApiError { code: ErrorCode::Configuration, message, candidates: vec![], problems };
             error(StatusCode::UNPROCESSABLE_ENTITY, body)
+        }
+    }
+}
+
+async fn confirm_withdrawals(State(app): State<App>) -> Response {
+    Json(Confirmed { released: app.source.confirm_withdrawals() }).into_response()
+}
+
+/// `?after=SEQ`: only what came later than that entry.
+async fn transcript(State(app): State<App>, Path(peer): Path<String>, RawQuery(query): RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
+    let Ok(after) = after.unwrap_or("0").parse() else {
+        let message = "after is the number of an entry".to_owned();
+        let body = ApiError { code: ErrorCode::Request, message, candidates: vec![], problems: None };
+        return error(StatusCode::BAD_REQUEST, body);
+    };
+    match app.source.transcript(&peer, after) {
+        Some(page) => Json(page).into_response(),
+        None => {
+            let shown = hamlet_core::rejection::one_line(&peer, 256);
+            not_found(format!("there is no peer named {shown}: `hamlet get peers` lists them"))
         }
     }
 }

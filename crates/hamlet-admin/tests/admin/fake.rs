@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use hamlet_admin::api::{
     AgentStatus, ConfigStatus, ImportStatus, InstanceStatus, Origin, PeerState, PeerStatus, Programming,
-    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, StoreStatus,
+    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine,
+    TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::{AdminSocket, BoxFuture, Client, MetricsText, StateSource};
@@ -74,6 +75,15 @@ impl StateSource for Fake {
                 None => Ok(ReloadReport { generation: 2, changed: true, ..Default::default() }),
             }
         })
+    }
+    fn confirm_withdrawals(&self) -> u64 {
+        3
+    }
+    fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage> {
+        let known = self.state.lock().peers.iter().any(|p| p.name == peer);
+        let line = |seq| TranscriptLine { seq, kind: "ack".into(), times: 1, ..Default::default() };
+        let entries = (after + 1..=4).map(line).collect();
+        known.then(|| TranscriptPage { peer: peer.to_owned(), gone: 0, entries })
     }
     fn metrics_text(&self) -> String {
         let (agent, peers) = (self.agent(), self.peers());

@@ -205,3 +205,20 @@ async fn more_clients_than_there_are_places_wait_and_are_served() {
     assert_eq!(answer.unwrap().mesh, "acme");
     served.stop().await;
 }
+
+#[tokio::test]
+async fn a_transcript_comes_from_an_entry_on_and_of_nobody_not_at_all() {
+    let served = Served::folder();
+    served.serve(&Fake::new(two_of_a_name())).await.unwrap();
+    let client = served.client();
+    let all = client.transcript("globex", 0).await.unwrap();
+    assert_eq!(all.entries.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let later = client.transcript("globex", 2).await.unwrap();
+    assert_eq!(later.entries.iter().map(|e| e.seq).collect::<Vec<_>>(), [3, 4]);
+    for nobody in ["nobody", "", "../agent", "evil\u{1b}[2J"] {
+        let refused = client.transcript(nobody, 0).await.unwrap_err();
+        assert!(matches!(&refused, ClientError::NotFound(text) if !text.contains('\u{1b}')), "{refused:?}");
+    }
+    assert_eq!(client.confirm_withdrawals().await.unwrap(), 3);
+    served.stop().await;
+}

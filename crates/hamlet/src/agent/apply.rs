@@ -96,7 +96,8 @@ impl Agent {
         // Trust first when it shrinks or grows: a removed peer is out before anything else.
         *self.distrusted.lock() = trust_of(&new, &self.trust);
         self.connection_limits.store(Arc::new((&new.mesh.limits).into()));
-        self.refresh_local(&new);
+        self.refresh_local();
+        let withheld = self.file_source().problem();
         self.reconcile_links(&new).await;
         self.sinks_due.send_modify(|v| *v += 1);
         self.watch_certificates();
@@ -114,7 +115,7 @@ impl Agent {
             changed,
             changes: changes.clone(),
             needs_restart: needs_restart.clone(),
-            warnings: load.warnings.clone(),
+            warnings: load.warnings.iter().cloned().chain(withheld).collect(),
         };
         drop(load);
         tracing::info!(changes = changes.len(), "configuration taken");

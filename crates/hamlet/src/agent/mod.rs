@@ -3,8 +3,10 @@
 //! Order of starting: configuration, identity, trust, store, then gateway and names with what the
 //! store kept, and only then the peers. Order of stopping: the reverse, admin last.
 
+mod applied;
 mod apply;
 mod listeners;
+mod liveness;
 mod peers;
 mod policy;
 mod sinks;
@@ -180,6 +182,7 @@ async fn start(
     // What the store kept is served before any peer is reached.
     agent.start_peers().await;
     agent.start_sinks().await;
+    agent.start_reports();
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
     agent.watch_files(snapshot);

@@ -72,7 +72,7 @@ impl Agent {
             },
             context,
             extensions_required: peer.extensions == Extensions::Required,
-            foreign_window: 1,
+            foreign_window: peer.window,
             paused: peer.paused || unread,
             import: Some(ImportSettings {
                 rules,
@@ -91,7 +91,7 @@ impl Agent {
     /// more.
     pub(super) async fn start_peers(self: &Arc<Agent>) {
         let config = self.config();
-        self.refresh_local(&config);
+        self.refresh_local();
         self.reconcile_links(&config).await;
         let unknown: Vec<PeerName> = std::mem::take(&mut *self.kept.lock()).into_keys().collect();
         for peer in unknown {

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use hamlet_adapters::dns::{DnsCounters, Zone};
 use hamlet_adapters::file::Trigger;
 use hamlet_admin::metrics::MetricsText;
+use hamlet_core::brake::SourceBrake;
 use hamlet_core::catalogue::{Catalogue, SliceWriter};
 use hamlet_core::durable::LoadedPeer;
 use hamlet_core::lease::NameLeases;
@@ -34,6 +35,9 @@ use crate::config::{Config, Loaded};
 
 /// The document in the store that holds the egress addresses.
 pub(super) const POOL_DOCUMENT: &str = "egress-addresses";
+
+/// The slice of the services in our files.
+pub(super) const FILE_SOURCE: &str = "file";
 
 /// The local side's catalogue: a slice a source, entries by name.
 pub(super) type LocalCatalogue = Catalogue<&'static str, ServiceName, LocalService>;
@@ -70,7 +74,12 @@ pub(crate) struct Agent {
     pub(super) damage: Option<String>,
     pub(super) local: LocalCatalogue,
     pub(super) source: SliceWriter<&'static str, ServiceName, LocalService>,
+    /// What it holds back of the source's withdrawals. Held while local services are made what the
+    /// files say.
+    pub(super) brake: Mutex<SourceBrake<ServiceName>>,
     pub(super) publications: Arc<Offered>,
+    /// The states of peers with a live stream, and since when.
+    pub(super) standings: Mutex<BTreeMap<PeerName, (&'static str, Duration)>>,
     pub(super) imported: ImportedCatalogue,
     pub(super) leases: NameLeases,
     pub(super) links: Links,
@@ -113,7 +122,8 @@ impl Agent {
         let log_id: [u8; 16] = rand::random();
         let publications = Arc::new(Offered::new());
         let local = LocalCatalogue::new();
-        let source = local.writer("file").context("the file source has its slice already")?;
+        let source = local.writer(FILE_SOURCE).context("the file source has its slice already")?;
+        let brake = Mutex::new(SourceBrake::new(mesh.brake));
         let imported = ImportedCatalogue::new();
         let leases = NameLeases::new();
         let link_context = LinkContext {
@@ -153,7 +163,9 @@ impl Agent {
             damage,
             local,
             source,
+            brake,
             publications,
+            standings: Mutex::default(),
             imported,
             leases,
             links: Arc::new(ArcSwap::from_pointee(BTreeMap::new())),

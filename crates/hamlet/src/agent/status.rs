@@ -5,39 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ConfigStatus, Direction, Event, Flow, HelloStatus, IdentityStatus, ImportProgress,
-    ImportStatus, InstanceStatus, ListenerStatus, Origin, PeerState, PeerStatus, Programming, Proof,
-    PublicationStatus, PublishProgress, ReadyCheck, RefusedService, ReloadProblems, ReloadReport,
-    ServiceStatus, Standing, StoreStatus, TaskFailure, TaskStatus, UnsaidService,
+    AgentStatus, ConfigStatus, Event, IdentityStatus, ImportStatus, InstanceStatus, ListenerStatus, Origin,
+    PeerState, PeerStatus, Programming, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
+    ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
 use hamlet_core::rejection::one_line;
-use hamlet_core::{ImportedService, LocalService};
+use hamlet_core::{ImportedService, LocalService, PeerName};
 use hamlet_gateway::{EgressState, EgressStatus};
-use hamlet_protocol::consumer::ProofVerdict;
 use hamlet_protocol::link::{Connection, LinkStatus};
-use hamlet_protocol::session::PeerClass;
 use hamlet_runtime::{Shutdown, TaskState};
 use tokio::sync::watch;
 
 use super::Agent;
+use super::liveness::{age_of, fingerprint, import_progress, line, ms, peer_state, peer_status};
 use super::policy::published;
 use crate::cli::version::BUILD;
 use crate::config::Config;
 
-/// Work older than this in one direction is called stalled.
-const STALLED: Duration = Duration::from_secs(30);
-/// A batch at our own disk for longer than this is called stalled.
-const STALLED_HERE: Duration = Duration::from_secs(10);
-/// Most refusals shown of one peer.
-const REFUSED_SHOWN: usize = 100;
+/// Most names shown of what a source's brake holds back.
+const WITHHELD_SHOWN: usize = 100;
+/// Most refused handshakes shown of one peer.
+const AUTH_FAILURES_SHOWN: usize = 5;
 /// How often the links are looked at for watchers.
 const LOOK: Duration = Duration::from_millis(500);
-
-fn ms(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
-}
 
 impl Agent {
     /// Wakes watchers when a link moved: sessions change without anybody being told.
@@ -49,7 +41,13 @@ impl Agent {
                 () = shutdown.begun() => break 'looking,
                 Ok(()) = egress.changed() => self.bump(),
                 () = tokio::time::sleep(LOOK) => {
-                    let now = self.links().iter().map(|l| fingerprint(&l.status())).collect();
+                    self.release_withdrawals();
+                    let statuses = self.link_statuses();
+                    // Seen in time, a state's age is right even if nobody asks.
+                    for link in &statuses {
+                        self.state_age(link, &peer_state(link));
+                    }
+                    let now = statuses.iter().map(fingerprint).collect();
                     if now != last {
                         last = now;
                         self.bump();
@@ -59,8 +57,47 @@ impl Agent {
         }
     }
 
+    /// How every link is doing now, in order of the peers' names.
     fn link_statuses(&self) -> Vec<LinkStatus> {
         self.links().iter().map(|l| l.status()).collect()
+    }
+
+    /// The same by name.
+    fn links_by_peer(&self) -> BTreeMap<PeerName, LinkStatus> {
+        self.link_statuses().into_iter().map(|l| (l.peer.clone(), l)).collect()
+    }
+
+    /// For how long a peer has been in that state. A link knows it of its connection; what is made of
+    /// a live stream is remembered here.
+    fn state_age(&self, link: &LinkStatus, state: &PeerState) -> u64 {
+        if let PeerState::Stalled { age_ms, .. } = state {
+            return *age_ms;
+        }
+        let mut standings = self.standings.lock();
+        if link.connection != Connection::Up {
+            standings.remove(&link.peer);
+            return ms(link.age);
+        }
+        let word = state.word();
+        let known = standings.entry(link.peer.clone()).or_insert((word, link.now));
+        if known.0 != word {
+            *known = (word, link.now);
+        }
+        age_of(known.1, link.now)
+    }
+
+    /// The file source, and what its brake holds back.
+    pub(super) fn file_source(&self) -> SourceStatus {
+        let now = self.clock.now();
+        let brake = self.brake.lock();
+        let withheld = brake.withheld();
+        SourceStatus {
+            name: super::state::FILE_SOURCE.to_owned(),
+            services: self.source.len() as u64,
+            withheld_total: withheld.len() as u64,
+            withheld: withheld.keys().take(WITHHELD_SHOWN).map(ToString::to_string).collect(),
+            wait_left_ms: brake.due().map(|due| ms(due.saturating_sub(now))),
+        }
     }
 
     fn imported_status(
@@ -107,24 +144,6 @@ impl Agent {
     }
 }
 
-/// What of a link's state is news; ages are not.
-fn fingerprint(l: &LinkStatus) -> String {
-    let verdict = l.consumer.map(|c| std::mem::discriminant(&c.verdict));
-    let stalled = l.oldest_unanswered.is_some_and(|age| age >= STALLED);
-    format!(
-        "{:?} {:?} {} {:?} {verdict:?} {:?} {} {} {} {} {stalled};",
-        l.peer,
-        l.version,
-        l.unsaid.len(),
-        std::mem::discriminant(&l.connection),
-        l.counts,
-        l.owner_proven,
-        l.offered,
-        l.behind == 0,
-        l.refused.len()
-    )
-}
-
 fn programming(instance: &hamlet_core::ImportedInstance, own: Option<&EgressStatus>) -> Programming {
     if let Some(why) = &instance.not_programmed {
         let text = why.to_string();
@@ -146,7 +165,7 @@ fn programming(instance: &hamlet_core::ImportedInstance, own: Option<&EgressStat
     }
 }
 
-fn local_status(service: &LocalService, config: &Config) -> ServiceStatus {
+fn local_status(service: &LocalService, config: &Config, withheld: bool) -> ServiceStatus {
     let instances = service.instances.iter().map(|i| InstanceStatus {
         id: i.id.to_string(),
         fqdn: i.sni.to_string(),
@@ -161,7 +180,7 @@ fn local_status(service: &LocalService, config: &Config) -> ServiceStatus {
         name: service.name.to_string(),
         fqdn: service.fqdn.to_string(),
         origin: Origin::Local,
-        standing: Standing::Current,
+        standing: if withheld { Standing::Withheld } else { Standing::Current },
         description: service.description.clone(),
         tags: service.tags.clone(),
         labels: service.labels.clone(),
@@ -170,171 +189,6 @@ fn local_status(service: &LocalService, config: &Config) -> ServiceStatus {
         published_to: published(config).peers_of(service).iter().map(ToString::to_string).collect(),
         sans: vec![],
         conflicts: vec![],
-    }
-}
-
-fn age_of(at: Duration, now: Duration) -> u64 {
-    ms(now.saturating_sub(at))
-}
-
-fn import_proof(l: &LinkStatus) -> Proof {
-    if !l.imports {
-        return Proof::None;
-    }
-    match l.consumer.map(|c| c.verdict) {
-        Some(ProofVerdict::Equal(at)) => Proof::Equal { age_ms: age_of(at, l.now) },
-        Some(ProofVerdict::Different(at)) => Proof::Different { age_ms: age_of(at, l.now) },
-        Some(ProofVerdict::None) if matches!(l.class, PeerClass::Hello(_)) => Proof::Pending,
-        _ => Proof::None,
-    }
-}
-
-fn publish_proof(l: &LinkStatus) -> Proof {
-    if !l.peer_imports {
-        return Proof::None;
-    }
-    match l.owner.as_ref().and_then(|o| o.proof) {
-        Some(p) if !p.equal => Proof::Different { age_ms: age_of(p.at, l.now) },
-        Some(p) if l.owner_proven => Proof::Equal { age_ms: age_of(p.at, l.now) },
-        _ if matches!(l.class, PeerClass::Hello(_)) => Proof::Pending,
-        _ => Proof::None,
-    }
-}
-
-/// The rule stands before the first colon of a refusal's text, the field before the second.
-fn refusal(service: &str, text: &str, older: bool) -> RefusedService {
-    let mut parts = text.splitn(3, ": ");
-    let (rule, field, message) = (parts.next(), parts.next(), parts.next());
-    let (rule, field, message) = match (rule, field, message) {
-        (Some(r), Some(f), Some(m)) => (r, f, m),
-        _ => ("", "", text),
-    };
-    RefusedService {
-        service: one_line(service, 253),
-        rule: rule.into(),
-        field: field.into(),
-        message: message.into(),
-        older_in_force: older,
-        age_ms: None,
-    }
-}
-
-fn unsaid((service, reason): &(String, String)) -> UnsaidService {
-    UnsaidService { service: one_line(service, 253), reason: one_line(reason, 512) }
-}
-
-/// How many of our services the peer refuses. On a new stream it repeats no answers, so then only
-/// its proofs tell the number.
-fn refused_by_peer(l: &LinkStatus) -> u64 {
-    let told = |o: &hamlet_protocol::owner::OwnerStats| {
-        (o.refused.len() as u64).max(o.proof.map_or(0, |proof| proof.refused))
-    };
-    l.owner.as_ref().map_or(0, told)
-}
-
-fn publish_progress(l: &LinkStatus) -> PublishProgress {
-    let owner = l.owner.as_ref();
-    let refused_total = refused_by_peer(l);
-    let in_flight = l.in_flight;
-    let refused = owner
-        .map(|o| o.refused.iter().take(REFUSED_SHOWN).map(|(k, r)| refusal(k, &r.message, false)).collect());
-    PublishProgress {
-        offered: l.offered,
-        acknowledged: owner.map_or(0, |_| l.offered.saturating_sub(l.behind).saturating_sub(refused_total)),
-        refused_total,
-        refused: refused.unwrap_or_default(),
-        in_flight,
-        oldest_unanswered_ms: l.oldest_unanswered.map(ms),
-        proof: publish_proof(l),
-        last_change_ms: None,
-        unsaid_total: l.unsaid.len() as u64,
-        unsaid: l.unsaid.iter().take(REFUSED_SHOWN).map(unsaid).collect(),
-    }
-}
-
-fn import_progress(l: &LinkStatus) -> ImportProgress {
-    let refused =
-        l.refused.iter().take(REFUSED_SHOWN).map(|(k, text, older)| refusal(k, text, *older)).collect();
-    ImportProgress {
-        heard: l.counts.heard,
-        in_force: if l.expired { 0 } else { l.counts.in_force },
-        refused_total: l.counts.refused,
-        refused,
-        older_in_force: l.counts.older_in_force,
-        withheld_total: l.counts.withheld,
-        withheld: l.withheld.iter().take(REFUSED_SHOWN).map(|k| one_line(k, 253)).collect(),
-        guard_left_ms: l.guard_left.map(ms),
-        proof: import_proof(l),
-        last_change_ms: l.consumer.and_then(|c| c.last_offer).map(|at| age_of(at, l.now)),
-    }
-}
-
-fn peer_state(l: &LinkStatus) -> PeerState {
-    let left = |at: &Option<Duration>| at.map(|at| ms(at.saturating_sub(l.now)));
-    match &l.connection {
-        Connection::Paused => PeerState::Paused,
-        Connection::Waiting | Connection::Connecting => PeerState::Connecting,
-        Connection::Down { next_attempt } => PeerState::Down {
-            since_ms: ms(l.age),
-            next_attempt_ms: left(next_attempt),
-            hold_left_ms: l.hold_left.map(ms),
-        },
-        Connection::Refused { .. } => PeerState::Refused {
-            reason: l.last_error.clone().unwrap_or_else(|| "no reason was given".into()),
-        },
-        Connection::Up => up_state(l),
-    }
-}
-
-fn up_state(l: &LinkStatus) -> PeerState {
-    if let Some(age) = l.oldest_unanswered.filter(|age| *age >= STALLED) {
-        return PeerState::Stalled { flow: Flow::Publish, age_ms: ms(age) };
-    }
-    if let Some(age) = l.committing.filter(|age| *age >= STALLED_HERE) {
-        return PeerState::Stalled { flow: Flow::Import, age_ms: ms(age) };
-    }
-    let import = import_proof(l);
-    let publish = publish_proof(l);
-    match l.class {
-        PeerClass::Unknown => PeerState::Connecting,
-        PeerClass::Foreign if l.behind > 0 || l.oldest_unanswered.is_some() => {
-            PeerState::Syncing { received: l.offered.saturating_sub(l.behind), expected: Some(l.offered) }
-        }
-        PeerClass::Foreign => {
-            let last = l.consumer.and_then(|c| c.last_offer).map(|at| age_of(at, l.now));
-            PeerState::Quiet { since_ms: last.unwrap_or(ms(l.age)) }
-        }
-        PeerClass::Hello(_) => {
-            let import_age = match import {
-                Proof::Equal { age_ms } => Some(age_ms),
-                _ if !l.imports => Some(0),
-                _ => None,
-            };
-            let publish_age = match publish {
-                Proof::Equal { age_ms } => Some(age_ms),
-                _ if !l.peer_imports => Some(0),
-                _ => None,
-            };
-            match (import_age, publish_age) {
-                (Some(a), Some(b)) => PeerState::InSync {
-                    proven_ms: a.max(b),
-                    refused: l.counts.refused + refused_by_peer(l),
-                    withheld: l.counts.withheld,
-                    older_in_force: l.counts.older_in_force,
-                },
-                (None, _) => {
-                    let consumer = l.consumer.as_ref();
-                    PeerState::Syncing {
-                        received: consumer.and_then(|c| c.round_seen).unwrap_or(l.counts.heard),
-                        expected: consumer.and_then(|c| c.owner_count),
-                    }
-                }
-                (_, None) => PeerState::Syncing {
-                    received: l.offered.saturating_sub(l.behind),
-                    expected: Some(l.offered),
-                },
-            }
-        }
     }
 }
 
@@ -351,7 +205,7 @@ impl StateSource for Agent {
         });
         let failed: Vec<TaskFailure> = failed.collect();
         let message = health.error.as_ref().map(ToString::to_string).or_else(|| self.damage.clone());
-        let entries = self.links().iter().map(|l| l.status().counts.heard).sum();
+        let entries = self.link_statuses().iter().map(|l| l.counts.heard).sum();
         let listening = self.listening.lock().clone();
         let listeners =
             listening.into_iter().map(|(name, address)| ListenerStatus { name, address, error: None });
@@ -380,6 +234,7 @@ impl StateSource for Agent {
             tasks: TaskStatus { running: (tasks.len() - failed.len()) as u64, failed },
             listeners: listeners.collect(),
             identities: self.identities(),
+            sources: vec![self.file_source()],
         }
     }
 
@@ -388,75 +243,43 @@ impl StateSource for Agent {
         let distrusted = self.distrusted.lock().clone();
         let failures = self.trust.failures().list();
         let wall = self.clock.wall();
-        self.link_statuses()
-            .iter()
-            .map(|l| {
-                let mut state = peer_state(l);
-                if let Some(why) = distrusted.get(&l.peer) {
-                    state = PeerState::Refused { reason: why.clone() };
-                }
-                let configured = config.peers.get(&l.peer);
-                let domain = configured.map(|p| p.trust_domain.to_string()).unwrap_or_default();
-                let named = failures.iter().rev().filter(|f| !domain.is_empty() && f.text.contains(&domain));
-                PeerStatus {
-                    name: l.peer.to_string(),
-                    trust_domain: domain.clone(),
-                    address: l.address.clone(),
-                    direction: match (&l.connection, l.dialled) {
-                        (Connection::Up, true) => Direction::Dialled,
-                        (Connection::Up, false) => Direction::Accepted,
-                        _ => Direction::None,
-                    },
-                    next_attempt_ms: match &l.connection {
-                        Connection::Down { next_attempt } | Connection::Refused { next_attempt } => {
-                            next_attempt.map(|at| ms(at.saturating_sub(l.now)))
-                        }
-                        _ => None,
-                    },
-                    state,
-                    state_age_ms: ms(l.age),
-                    version: l.version.map(|v| v.to_string()),
-                    version_note: l.version_note.clone(),
-                    hello: match &l.class {
-                        PeerClass::Hello(h) => Some(HelloStatus {
-                            agent: h.agent.clone(),
-                            version: h.version.to_string(),
-                            capabilities: vec![],
-                        }),
-                        _ => None,
-                    },
-                    publish: configured.filter(|p| p.publish).map(|_| publish_progress(l)),
-                    import: configured.filter(|p| p.import).map(|_| import_progress(l)),
-                    attempts: l.attempts,
-                    floods: l.floods,
-                    hold_left_ms: l.hold_left.map(ms),
-                    last_error: l.last_error.clone().map(|message| Event { message, age_ms: ms(l.age) }),
-                    auth_failures: named
-                        .take(5)
-                        .map(|f| Event {
-                            message: one_line(&f.text, 512),
-                            age_ms: ms(wall.saturating_sub(f.at)),
-                        })
-                        .collect(),
-                }
-            })
-            .collect()
+        let links = self.link_statuses();
+        let one = |l: &LinkStatus| {
+            let configured = config.peers.get(&l.peer);
+            let domain = configured.map(|p| p.trust_domain.to_string()).unwrap_or_default();
+            let named = failures.iter().rev().filter(|f| !domain.is_empty() && f.text.contains(&domain));
+            let mut peer =
+                peer_status(l, configured.is_some_and(|p| p.publish), configured.is_some_and(|p| p.import));
+            peer.state_age_ms = self.state_age(l, &peer.state);
+            if let Some(why) = distrusted.get(&l.peer) {
+                peer.state = PeerState::Refused { reason: why.clone() };
+            }
+            peer.trust_domain.clone_from(&domain);
+            peer.auth_failures = named
+                .take(AUTH_FAILURES_SHOWN)
+                .map(|f| Event { message: one_line(&f.text, 512), age_ms: ms(wall.saturating_sub(f.at)) })
+                .collect();
+            peer
+        };
+        links.iter().map(one).collect()
     }
 
     fn services(&self) -> Vec<ServiceStatus> {
         let config = self.config();
-        let links: BTreeMap<_, _> = self.link_statuses().into_iter().map(|l| (l.peer.clone(), l)).collect();
+        let links = self.links_by_peer();
         let mut by_service: BTreeMap<_, Vec<EgressStatus>> = BTreeMap::new();
         for egress in self.gateway.egress_status() {
             by_service.entry(egress.id.clone()).or_default().push(egress);
         }
+        let withheld: BTreeSet<_> = self.brake.lock().withheld().keys().cloned().collect();
         let local = self.local.snapshot();
         let imported = self.imported.snapshot();
         let imported = imported.iter().map(|s| {
             let egress = by_service.get(&s.id).map(Vec::as_slice).unwrap_or_default();
             self.imported_status(s, links.get(&s.id.owner), egress)
         });
-        local.iter().map(|s| local_status(s, &config)).chain(imported).collect()
+        let local = local.iter().map(|s| local_status(s, &config, withheld.contains(&s.name)));
+        local.chain(imported).collect()
     }
 
     fn publications(&self) -> Vec<PublicationStatus> {
@@ -479,7 +302,7 @@ impl StateSource for Agent {
     }
 
     fn imports(&self) -> Vec<ImportStatus> {
-        let links: BTreeMap<_, _> = self.link_statuses().into_iter().map(|l| (l.peer.clone(), l)).collect();
+        let links = self.links_by_peer();
         let config = self.config();
         let one = |(peer, import): (&hamlet_core::PeerName, &crate::config::ImportConfig)| {
             let progress = links.get(peer).map(import_progress).unwrap_or_default();
@@ -518,6 +341,18 @@ impl StateSource for Agent {
 
     fn reload(&self) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
         Box::pin(Agent::reload(self))
+    }
+
+    fn confirm_withdrawals(&self) -> u64 {
+        Agent::confirm_withdrawals(self) as u64
+    }
+
+    fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage> {
+        let link = self.links().into_iter().find(|l| l.peer().as_str() == peer)?;
+        let (entries, gone) = link.transcript(after);
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let entries = entries.into_iter().map(|e| line(e, now, wall)).collect();
+        Some(TranscriptPage { peer: peer.to_owned(), gone, entries })
     }
 
     fn metrics_text(&self) -> String {

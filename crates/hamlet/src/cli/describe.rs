@@ -4,8 +4,8 @@ use std::io::Write;
 
 use clap::Args;
 use hamlet_admin::api::{
-    ImportProgress, ImportStatus, InstanceStatus, PeerStatus, Programming, PublicationStatus,
-    PublishProgress, RefusedService, ServiceStatus, UnsaidService, human_age,
+    BeatStatus, HelloStatus, ImportProgress, ImportStatus, InstanceStatus, PeerStatus, Programming,
+    PublicationStatus, PublishProgress, RefusedService, ServiceStatus, UnsaidService, human_age,
 };
 use hamlet_core::rejection::one_line;
 
@@ -115,6 +115,12 @@ fn peer(peer: &PeerStatus) -> Page {
         let capabilities = hello.capabilities.join(", ");
         let colon = if capabilities.is_empty() { "" } else { ": " };
         page.field("Agent", format!("{}, extensions {}{colon}{capabilities}", hello.agent, hello.version));
+        page.option("It takes", takes(hello));
+    }
+    page.list("Stalled", peer.stalls.iter().map(ToString::to_string));
+    page.option("Last beat", peer.beat.map(beat));
+    if peer.violations > 0 {
+        page.field("Violations", format!("{} on this stream, passed over", peer.violations));
     }
     if peer.attempts > 0 {
         page.field("Failed attempts", peer.attempts.to_string());
@@ -139,22 +145,71 @@ fn peer(peer: &PeerStatus) -> Page {
     page
 }
 
+/// What the peer said of its limits, as far as it said something.
+fn takes(hello: &HelloStatus) -> Option<String> {
+    let window = match (hello.window_messages, hello.window_bytes) {
+        (Some(messages), Some(bytes)) => Some(format!("{messages} changes or {bytes} bytes unanswered")),
+        (messages, _) => messages.map(|n| format!("{n} changes unanswered")),
+    };
+    let message = hello.max_message_bytes.map(|n| format!("messages of at most {n} bytes"));
+    let beats = hello.beat_every_ms.map(|ms| match ms {
+        0 => "never beats".to_owned(),
+        ms => format!("beats every {}", human_age(ms)),
+    });
+    let parts: Vec<_> = [window, message, beats].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn beat(beat: BeatStatus) -> String {
+    let mut text = format!("{} ago", human_age(beat.age_ms));
+    if beat.unsent > 0 {
+        let oldest = human_age(beat.oldest_unsent_ms);
+        text += &format!("; {} changes to send us, the oldest {oldest} old", beat.unsent);
+    }
+    if beat.oldest_uncommitted_ms > 0 {
+        text += &format!(
+            "; our oldest change there is uncommitted for {}",
+            human_age(beat.oldest_uncommitted_ms)
+        );
+    }
+    text
+}
+
 fn publish(page: &mut Page, p: &PublishProgress) {
     page.field("Offered", p.offered.to_string());
     page.field("Acknowledged", p.acknowledged.to_string());
+    if p.unsent > 0 {
+        page.field("Unsent", p.unsent.to_string());
+    }
     page.field("In flight", p.in_flight.to_string());
+    page.option("Window", p.window.map(|w| w.to_string()));
+    page.option("Rounds", p.rounds.map(|r| r.to_string()));
     page.option("Oldest waits", p.oldest_unanswered_ms.map(human_age));
     page.field("Proof", p.proof.to_string());
     page.option("Last change", ago(p.last_change_ms));
     refused(page, p.refused_total, &p.refused);
+    if p.unusable_total > 0 {
+        page.field("Not usable there", p.unusable_total.to_string());
+        reasons(page, p.unusable_total, &p.unusable);
+    }
+    if p.usable_reports > 0 {
+        page.field("Usable reports", p.usable_reports.to_string());
+    }
     unsaid(page, p.unsaid_total, &p.unsaid);
 }
 
 fn import_progress(page: &mut Page, i: &ImportProgress) {
     page.field("Heard", i.heard.to_string());
     page.field("In force", i.in_force.to_string());
+    if i.rounds > 0 {
+        page.field("Rounds", i.rounds.to_string());
+    }
     page.field("Proof", i.proof.to_string());
     page.option("Last change", ago(i.last_change_ms));
+    page.option("Unconfirmed for", i.unconfirmed_ms.map(human_age));
+    if i.left_out > 0 {
+        page.field("Left out", format!("{} services, until its next whole state confirms it", i.left_out));
+    }
     if i.withheld_total > 0 {
         let left = i.guard_left_ms.map_or_else(String::new, |ms| format!(", for {} more", human_age(ms)));
         page.field("Withheld", format!("{} withdrawals{left}", i.withheld_total));
@@ -168,10 +223,18 @@ fn import_progress(page: &mut Page, i: &ImportProgress) {
 
 fn refused(page: &mut Page, total: u64, list: &[RefusedService]) {
     page.field("Refused", total.to_string());
+    reasons(page, total, list);
+}
+
+/// A line for each service: its name, the rule, the field, what is wrong, and what is known beside.
+fn reasons(page: &mut Page, total: u64, list: &[RefusedService]) {
     for r in list {
+        let part = |text: &str| if text.is_empty() { String::new() } else { format!("{text}: ") };
         let older = if r.older_in_force { "; an older version is in force" } else { "" };
-        let field = if r.field.is_empty() { String::new() } else { format!("{}: ", r.field) };
-        let line = format!("{}: {}: {field}{}{older}", r.service, r.rule, r.message);
+        let version = r.version.map(|v| format!("version {v}"));
+        let beside: Vec<_> = r.code.clone().into_iter().chain(version).collect();
+        let beside = if beside.is_empty() { String::new() } else { format!(" ({})", beside.join(", ")) };
+        let line = format!("{}: {}{}{}{older}{beside}", r.service, part(&r.rule), part(&r.field), r.message);
         page.text += &format!("{}- {}\n", " ".repeat(page.indent + 2), one_line(&line, VALUE_BYTES));
     }
     let more = total.saturating_sub(list.len() as u64);
@@ -274,12 +337,14 @@ mod tests {
         };
         let progress =
             ImportProgress { heard: 3, refused_total: 2, refused: vec![refused], ..Default::default() };
+        let progress = ImportProgress { unconfirmed_ms: Some(240_000), left_out: 2, ..progress };
         let status = PeerStatus { name: "globex".into(), import: Some(progress), ..Default::default() };
         let text = peer(&status).text;
         assert!(
             text.contains("    - evil\\u{1b}[2J: name-outside-suffixes: not below globex.example\n"),
             "{text}"
         );
+        assert!(text.contains("  Unconfirmed for:  4m\n  Left out:         2 services"), "{text}");
         assert!(text.contains("    - and 1 more\n") && text.contains("Publish:            off\n"), "{text}");
     }
 }

@@ -18,6 +18,7 @@ mod reload;
 mod schema;
 mod status;
 mod table;
+mod transcript;
 mod validate;
 pub mod version;
 
@@ -65,6 +66,7 @@ Look:
   get           List peers, services, publications or imports
   describe      Show one of them in full, with what was refused and why
   status        The agent's health in one page; exit code 3 when degraded
+  transcript    Show what was said on a peer's streams, without values and secrets
 
 Change:
   reload        Load the configuration again; waits and shows what is wrong
@@ -103,6 +105,7 @@ enum Command {
     Get(get::GetArgs),
     Describe(describe::DescribeArgs),
     Status(status::StatusArgs),
+    Transcript(transcript::TranscriptArgs),
     Reload(reload::ReloadArgs),
     Schema(schema::SchemaArgs),
     Completion(schema::CompletionArgs),
@@ -137,6 +140,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Get(args) => block_on(get::run(args, out))?,
         Command::Describe(args) => block_on(describe::run(args, out))?,
         Command::Status(args) => block_on(status::run(args, out))?,
+        Command::Transcript(args) => block_on(transcript::run(args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,
         Command::Schema(args) => schema::run(&args, out),
         Command::Completion(args) => schema::run_completion(&args, &mut Cli::command(), out),

@@ -17,19 +17,27 @@ use super::output::{self, Out};
 /// configuration stays in force, and the exit code is 1. The agent also watches its files; this
 /// command is for scripts and people who want to know.
 ///
+/// When many services are gone from the files at once, the agent serves them for five more minutes
+/// (`spec.brake` of the Mesh): `--confirm-withdrawals` says that they are meant to go.
+///
 /// Examples:
 ///   hamlet reload
+///   hamlet reload --confirm-withdrawals
 ///   hamlet reload -f acme && hamlet get services
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct ReloadArgs {
+    /// Let services go that are gone from the files, although they are many
+    #[arg(long)]
+    confirm_withdrawals: bool,
     #[command(flatten)]
     connect: ConnectArgs,
 }
 
 /// Does it.
 pub(super) async fn run(args: ReloadArgs, out: &mut Out) -> anyhow::Result<Exit> {
-    let report = match args.connect.client().reload().await {
+    let client = args.connect.client();
+    let report = match client.reload().await {
         Ok(report) => report,
         Err(error) => {
             if let ClientError::Configuration(problems) = &error {
@@ -44,13 +52,20 @@ pub(super) async fn run(args: ReloadArgs, out: &mut Out) -> anyhow::Result<Exit>
     for change in &report.needs_restart {
         output::say(&format!("warning: takes effect after a restart only: {}", one_line(change, 4096)));
     }
+    let confirmed = match args.confirm_withdrawals {
+        true => Some(client.confirm_withdrawals().await.map_err(Failure::from)?),
+        false => None,
+    };
     if !report.changed {
         writeln!(out, "nothing has changed (load {})", report.generation)?;
-        return Ok(Exit::Good);
+    } else {
+        writeln!(out, "reloaded (load {})", report.generation)?;
+        for change in &report.changes {
+            writeln!(out, "  {}", one_line(change, 4096))?;
+        }
     }
-    writeln!(out, "reloaded (load {})", report.generation)?;
-    for change in &report.changes {
-        writeln!(out, "  {}", one_line(change, 4096))?;
+    if let Some(released) = confirmed {
+        writeln!(out, "{released} withheld services withdrawn")?;
     }
     Ok(Exit::Good)
 }

@@ -21,8 +21,8 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 /// The agent's health in one page; exit code 3 when degraded
 ///
 /// Degraded means that a person should look: a configuration that could not be loaded, a failed
-/// task or listener, a certificate that is about to expire, a peer that is down, stalled or
-/// refused. A lost peer degrades, but never makes the agent unready.
+/// task or listener, a certificate that is about to expire, services that the brake on withdrawals
+/// holds back, a peer that is down, stalled (either way) or refused. A lost peer degrades, but never makes the agent unready.
 ///
 /// Examples:
 ///   hamlet status

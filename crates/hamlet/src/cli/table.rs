@@ -177,12 +177,16 @@ impl Tabled for PeerStatus {
         wide("VERSION"),
         wide("PROOF"),
         wide("AGENT"),
+        wide("WINDOW"),
+        moving(wide("BEAT")),
+        moving(wide("DETAIL")),
         wide("LAST-ERROR"),
     ];
 
     fn cells(&self) -> Vec<Cell> {
         let publish = self.publish.as_ref().map(|p| of(p.acknowledged, p.offered, p.refused_total));
         let import = self.import.as_ref().map(|i| of(i.in_force, i.heard, i.refused_total));
+        let window = self.publish.as_ref().and_then(|p| p.window);
         let proofs: Vec<_> =
             [self.publish.as_ref().map(|p| &p.proof), self.import.as_ref().map(|i| &i.proof)]
                 .map(|p| p.map_or("-", proof))
@@ -199,6 +203,9 @@ impl Tabled for PeerStatus {
             cell(self.version.as_deref().unwrap_or_default()),
             cell(proofs.join("/")),
             cell(self.hello.as_ref().map(|h| h.agent.as_str()).unwrap_or_default()),
+            cell(window.map(|w| w.to_string()).unwrap_or_default()),
+            cell(self.beat.map(|b| human_age(b.age_ms)).unwrap_or_default()),
+            cell(self.state.to_string()),
             cell(self.last_error.as_ref().map(|e| e.message.as_str()).unwrap_or_default()),
         ]
     }

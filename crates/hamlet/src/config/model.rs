@@ -67,6 +67,8 @@ pub struct MeshConfig {
     pub egress: EgressConfig,
     /// Answers for imported names.
     pub dns: DnsConfig,
+    /// The brake on withdrawals of our own services.
+    pub brake: GuardSettings,
     /// Limits.
     pub limits: Limits,
     /// Logging.
@@ -247,6 +249,8 @@ pub struct PeerConfig {
     pub guard: GuardSettings,
     /// Quotas and the refused hold; the mesh's limits where the peer has none of its own.
     pub limits: ImportLimits,
+    /// How many unanswered changes it may have if it is no Hamlet agent.
+    pub window: usize,
     /// Which version of the protocol is spoken with it.
     pub version: Version,
     /// Whether it must speak our extensions; not with [`Version::V1alpha1`], nor is there a context

@@ -236,6 +236,9 @@ pub(super) struct Mesh {
     pub(super) drain: Option<Duration>,
     pub(super) ttl: Option<Ttl>,
     pub(super) zones: Vec<(Option<At<NameSuffix>>, Option<bool>)>,
+    pub(super) brake_percent: Option<u64>,
+    pub(super) brake_floor: Option<u64>,
+    pub(super) brake_wait: Option<Duration>,
     pub(super) limits: RawLimits,
     pub(super) log_level: Option<LogLevel>,
     pub(super) log_format: Option<LogFormat>,
@@ -259,6 +262,7 @@ impl Mesh {
         let listen = spec.inner("listen");
         let egress = spec.inner("egress");
         let dns = spec.inner("dns");
+        let brake = spec.inner("brake");
         let limits = spec.inner("limits");
         let log = spec.inner("log");
         let zone = |z: Reader| (z.get("suffix"), z.value("exclusive"));
@@ -280,6 +284,9 @@ impl Mesh {
             drain: egress.value("drain"),
             ttl: dns.value("ttl"),
             zones: dns.inners("zones").into_iter().map(zone).collect(),
+            brake_percent: brake.value("percent"),
+            brake_floor: brake.value("floor"),
+            brake_wait: brake.value("wait"),
             limits: RawLimits {
                 peers: limits.value("peers"),
                 services_per_peer: limits.value("servicesPerPeer"),
@@ -334,6 +341,7 @@ pub(super) struct Peer {
     pub(super) guard_wait: Option<Duration>,
     pub(super) version: Option<Version>,
     pub(super) extensions: Option<At<Extensions>>,
+    pub(super) window: Option<u64>,
     pub(super) paused: Option<bool>,
     pub(super) quota_services: Option<u64>,
     pub(super) quota_bytes: Option<Bytes>,
@@ -360,6 +368,7 @@ impl Peer {
             guard_wait: guard.value("wait"),
             version: spec.value("version"),
             extensions: spec.get("extensions"),
+            window: spec.value("window"),
             paused: spec.value("paused"),
             quota_services: quotas.value("services"),
             quota_bytes: quotas.value("bytes"),

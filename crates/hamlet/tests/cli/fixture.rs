@@ -46,6 +46,7 @@ impl StateSource for Fake {
                 expires_in_s: 360 * 86_400,
                 error: None,
             }],
+            sources: vec![SourceStatus { name: "file".into(), services: 1, ..Default::default() }],
         }
     }
     fn peers(&self) -> Vec<PeerStatus> {
@@ -90,12 +91,53 @@ impl StateSource for Fake {
         };
         Box::pin(async move { broken.map_or(Ok(report), Err) })
     }
+    fn confirm_withdrawals(&self) -> u64 {
+        3
+    }
+    fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage> {
+        let entries = transcript().into_iter().filter(|e| e.seq > after).collect();
+        (peer == "globex").then(|| TranscriptPage { peer: peer.to_owned(), gone: 2, entries })
+    }
     fn metrics_text(&self) -> String {
         "# EOF\n".into()
     }
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
+}
+
+/// One of each kind of line; the last is hostile.
+fn transcript() -> Vec<TranscriptLine> {
+    let line = |seq: u64, way, kind: &str| TranscriptLine {
+        seq,
+        at_ms: 1_700_000_000_000 + seq * 1_111,
+        stream: 7,
+        way,
+        kind: kind.to_owned(),
+        times: 1,
+        ..Default::default()
+    };
+    let some = |text: &str| Some(text.to_owned());
+    vec![
+        TranscriptLine { text: some("dialled"), ..line(3, Way::None, "opened") },
+        TranscriptLine { text: some("no hello"), ..line(4, Way::Out, "subscribe") },
+        TranscriptLine {
+            key: some("ledger"),
+            nonce: some("1"),
+            version: Some(12),
+            bytes: Some(213),
+            ..line(5, Way::In, "upsert")
+        },
+        TranscriptLine {
+            nonce: some("1"),
+            code: some("PERMISSION_DENIED"),
+            rule: some("name-outside-suffixes"),
+            ..line(6, Way::Out, "nack")
+        },
+        TranscriptLine { text: some("9 echo 8, head 12"), times: 40, ..line(7, Way::In, "beat") },
+        TranscriptLine { key: some("evil\u{1b}[2J\nname"), nonce: some("2"), ..line(8, Way::In, "delete") },
+        TranscriptLine { text: some("gone"), code: some("UNAVAILABLE"), ..line(9, Way::None, "ended") },
+    ]
 }
 
 fn refused() -> RefusedService {
@@ -106,6 +148,8 @@ fn refused() -> RefusedService {
         message: "bank.example is not below globex.example".into(),
         older_in_force: false,
         age_ms: Some(5000),
+        code: Some("PERMISSION_DENIED".into()),
+        version: Some(41),
     }
 }
 
@@ -123,10 +167,25 @@ pub(crate) fn healthy() -> PeerStatus {
             agent: "hamlet 0.1.0".into(),
             version: "1".into(),
             capabilities: vec!["digest".into(), "bookmark".into()],
+            window_messages: Some(2048),
+            window_bytes: Some(1 << 20),
+            max_message_bytes: Some(65_536),
+            beat_every_ms: Some(5_000),
         }),
+        beat: Some(BeatStatus { age_ms: 2_000, ..Default::default() }),
         publish: Some(PublishProgress {
             offered: 1,
             acknowledged: 1,
+            unusable_total: 1,
+            unusable: vec![RefusedService {
+                service: "web".into(),
+                rule: "port-unknown".into(),
+                field: "instances.http".into(),
+                message: "the owner names none; set spec.ports in the Import".into(),
+                ..Default::default()
+            }],
+            window: Some(WindowStatus { messages: 2048, bytes: Some(1 << 20) }),
+            rounds: Some(RoundsStatus { equal: 1, ..Default::default() }),
             proof: equal.clone(),
             last_change_ms: Some(60_000),
             ..Default::default()

@@ -53,6 +53,41 @@ async fn pages_are_as_they_were() {
 }
 
 #[tokio::test]
+async fn a_transcript_is_as_it_was_and_hostile_text_stays_in_its_line() {
+    let agent = Agent::start(vec![healthy()]).await;
+    let socket = agent.socket();
+    let run = hamlet(&["transcript", "globex", "--socket", arg(&socket)]).await;
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    assert!(!run.out.contains('\x1b'), "{}", run.out);
+    compare("transcript.txt", &run.out);
+    let last = hamlet(&["transcript", "globex", "-n", "2", "-o", "json", "--socket", arg(&socket)]).await;
+    let kinds: Vec<String> = last
+        .out
+        .lines()
+        .map(|line| {
+            let entry: serde_json::Value = serde_json::from_str(line).unwrap();
+            entry["kind"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(kinds, ["delete", "ended"]);
+    let nobody = hamlet(&["transcript", "nobody", "--socket", arg(&socket)]).await;
+    assert_eq!(nobody.code, 5, "{nobody:?}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_confirmed_reload_says_how_many_services_went() {
+    let agent = Agent::start(vec![healthy()]).await;
+    let socket = agent.socket();
+    let run = hamlet(&["reload", "--confirm-withdrawals", "--socket", arg(&socket)]).await;
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(run.out.ends_with("\n3 withheld services withdrawn\n"), "{}", run.out);
+    let plain = hamlet(&["reload", "--socket", arg(&socket)]).await;
+    assert!(!plain.out.contains("withdrawn"), "{}", plain.out);
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn json_and_yaml_say_the_same() {
     let agent = Agent::start(vec![healthy()]).await;
     let socket = agent.socket();

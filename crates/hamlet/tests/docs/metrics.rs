@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use hamlet_admin::api::{
-    AgentStatus, IdentityStatus, ImportProgress, ListenerStatus, PeerState, PeerStatus, Proof,
-    PublishProgress,
+    AgentStatus, BeatStatus, IdentityStatus, ImportProgress, ListenerStatus, PeerState, PeerStatus, Proof,
+    PublishProgress, RoundsStatus, SourceStatus, StallKind,
 };
 use hamlet_admin::metrics::{MetricsText, Scrape};
 use hamlet_gateway::metrics::{ConnectionLabels, ListenerLabels, ResponseLabels};
@@ -32,13 +32,19 @@ fn scrape() -> String {
     let peer = PeerStatus {
         name: "globex".into(),
         hold_left_ms: Some(1),
-        publish: Some(PublishProgress { proof: proof.clone(), ..Default::default() }),
+        beat: Some(BeatStatus::default()),
+        publish: Some(PublishProgress {
+            proof: proof.clone(),
+            rounds: Some(RoundsStatus::default()),
+            ..Default::default()
+        }),
         import: Some(ImportProgress { proof, ..Default::default() }),
         ..Default::default()
     };
     let agent = AgentStatus {
         listeners: vec![ListenerStatus { name: "agent".into(), ..Default::default() }],
         identities: vec![IdentityStatus { role: "agent".into(), ..Default::default() }],
+        sources: vec![SourceStatus { name: "file".into(), ..Default::default() }],
         ..Default::default()
     };
     text.render(Scrape { agent: &agent, peers: &[peer], services: &[], readiness: &[] })
@@ -103,9 +109,11 @@ fn the_page_of_metrics_lists_what_a_scrape_gives() {
     let listeners = list(ListenerKind::ALL.iter().map(|l| l.as_str()).collect());
     let outcomes = list(Outcome::ALL.iter().map(|o| o.as_str()).collect());
     let states = list(PeerState::WORDS.to_vec());
+    let stalls = list(StallKind::ALL.iter().map(|s| s.word()).collect());
     write!(
         page,
         "\n`listener` of the gateway's metrics: {listeners}.\n\n`outcome`: {outcomes}.\n\n`state`: {states}.\n\n\
+         `stall`: {stalls}.\n\n`round`: `equal`, `buckets`, `all`.\n\n\
          `flow`: `publish`, `import`. `class`: the first digit of the HTTP status.\n"
     )
     .unwrap();

@@ -10,6 +10,7 @@ mod crashes;
 mod damage;
 mod edits;
 mod life;
+mod liveness;
 mod mesh;
 mod names;
 mod ordinary_user;

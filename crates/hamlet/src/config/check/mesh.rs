@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use hamlet_core::guard::GuardSettings;
 use hamlet_core::{Endpoint, MeshName};
 
 use super::Check;
@@ -77,6 +78,11 @@ impl Check<'_> {
                 drain: raw.drain?,
             },
             dns: DnsConfig { ttl: raw.ttl?.0, zones: zones(raw) },
+            brake: GuardSettings {
+                percent: u8::try_from(raw.brake_percent?).ok()?,
+                floor: usize::try_from(raw.brake_floor?).ok()?,
+                wait: raw.brake_wait?,
+            },
             limits: Limits {
                 peers: usize::try_from(raw.limits.peers?).ok()?,
                 services_per_peer: usize::try_from(raw.limits.services_per_peer?).ok()?,

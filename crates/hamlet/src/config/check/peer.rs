@@ -157,6 +157,7 @@ impl Check<'_> {
             },
             version: raw.version?,
             extensions: raw.extensions.as_ref()?.value,
+            window: usize::try_from(raw.window?).ok()?,
             paused: raw.paused?,
         })
     }

@@ -267,6 +267,32 @@ static LOG: Object = Object {
     ],
 };
 
+static BRAKE: Object = Object {
+    fields: &[
+        field(
+            "percent",
+            Integer(1, 100),
+            Default("30"),
+            "Share of the hour's peak that may go within the hour, in percent; more is held back. 100 switches the brake off.",
+            "30",
+        ),
+        field(
+            "floor",
+            Integer(0, 1_000_000),
+            Default("10"),
+            "So many services may always go, unless none is left.",
+            "10",
+        ),
+        field(
+            "wait",
+            Text(&DURATION),
+            Default("5m"),
+            "How long they are held back, unless they come back or `hamlet reload --confirm-withdrawals` lets them go.",
+            "5m",
+        ),
+    ],
+};
+
 /// This agent.
 pub static MESH: Kind = Kind {
     name: "Mesh",
@@ -328,6 +354,14 @@ pub static MESH: Kind = Kind {
                 "{pool: 127.65.0.0/16}",
             ),
             field("dns", Shape::Object(&DNS), Optional, "The answers for imported names.", "{ttl: 5s}"),
+            field(
+                "brake",
+                Shape::Object(&BRAKE),
+                Optional,
+                "The brake on withdrawals of our own services: when many of them, or all of two or more, are gone from \
+                 the files at once, they are served on for a while. Additions and changes are never held back.",
+                "{percent: 30, wait: 5m}",
+            ),
             field("limits", Shape::Object(&LIMITS), Optional, "Nothing is unbounded.", "{peers: 16}"),
             field("log", Shape::Object(&LOG), Optional, "What is logged.", "{level: debug}"),
         ],

@@ -165,6 +165,13 @@ pub static PEER: Kind = Kind {
                 "v1alpha1",
             ),
             field(
+                "window",
+                Integer(1, 100),
+                Default("1"),
+                "How many unanswered changes it may have on v1alpha2 if it is no Hamlet agent. More than 1 only for an implementation that takes them; Hamlet agents agree on a window themselves.",
+                "1",
+            ),
+            field(
                 "extensions",
                 Choice(&[
                     ("auto", "use Hamlet's extensions if the peer has them"),
