@@ -406,6 +406,18 @@ impl OwnerSession {
         }
     }
 
+    /// Whether [`next`](Self::next) would say something now; `true` may be said in vain.
+    pub fn wants_write(&self, now: Duration) -> bool {
+        if !self.wanted {
+            return false;
+        }
+        let at_head = self.sub.is_at_head();
+        let retries = self.retry.values().any(|r| r.due <= now);
+        let changes = self.has_credit() && (!at_head || retries);
+        let bookmark = self.hello && at_head && self.retry.is_empty() && self.bookmark_due() <= now;
+        self.begin.is_some() || self.round.is_some() || changes || bookmark
+    }
+
     /// When [`next`](Self::next) should be asked again although nothing happened.
     pub fn wake_at(&self) -> Option<Duration> {
         if !self.wanted {

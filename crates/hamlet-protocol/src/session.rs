@@ -621,6 +621,13 @@ impl StreamSession {
         Ok(())
     }
 
+    /// Whether [`next`](Self::next) would say something now; `true` may be said in vain.
+    pub fn wants_write(&self, now: Duration) -> bool {
+        let spoken = self.sent_subscribe || (!self.config.dialled && self.class == PeerClass::Unknown);
+        let owner = self.owner.as_ref().is_some_and(|owner| owner.wants_write(now));
+        !spoken || self.consumer.has_out() || self.goodbye.is_some() || owner
+    }
+
     /// When to look at the time again although nothing happened.
     pub fn wake_at(&self) -> Option<Duration> {
         let owner = self.owner.as_ref().and_then(OwnerSession::wake_at);

@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -40,6 +41,9 @@ pub struct StreamCell {
     session: Mutex<StreamSession>,
     writer: AtomicWaker,
     room: Notify,
+    /// The clock is to be looked at sooner than at `next_tick`, in milliseconds of running time.
+    rearm: Notify,
+    next_tick: AtomicU64,
     work: Arc<Notify>,
     end: Mutex<Option<StreamEnd>>,
     ended: CancellationToken,
@@ -83,6 +87,8 @@ impl StreamCell {
             session: Mutex::new(session),
             writer: AtomicWaker::new(),
             room: Notify::new(),
+            rearm: Notify::new(),
+            next_tick: AtomicU64::new(0),
             work,
             end: Mutex::new(None),
             ended: CancellationToken::new(),
@@ -139,7 +145,16 @@ impl StreamCell {
             return Poll::Ready(Err(end));
         }
         let now = self.clock.now();
-        let next = self.session.lock().next(now);
+        let (next, due) = {
+            let mut session = self.session.lock();
+            let next = session.next(now);
+            let due = matches!(next, Ok(None)).then(|| session.wake_at()).flatten();
+            (next, due)
+        };
+        // What was just said may have something follow it sooner than the next look was planned.
+        if due.is_some_and(|due| millis(due) < self.next_tick.load(Ordering::Relaxed)) {
+            self.rearm.notify_one();
+        }
         match next {
             Ok(Some(out)) => {
                 self.transcript.sent(self.id, &out, now);
@@ -172,11 +187,21 @@ impl StreamCell {
                 Ok(Some(message)) => {
                     let now = self.clock.now();
                     self.transcript.received(self.id, &message, now);
-                    let taken = self.change(|s| s.receive(message, now));
+                    let (taken, writes, works) = {
+                        let mut session = self.session.lock();
+                        let taken = session.receive(message, now);
+                        (taken, session.wants_write(now), session.consumer.has_work())
+                    };
                     if let Err(end) = taken {
                         return end;
                     }
-                    self.work.notify_one();
+                    // Most answers leave nothing to do: waking for each would cost more than they do.
+                    if writes {
+                        self.writer.wake();
+                    }
+                    if works {
+                        self.work.notify_one();
+                    }
                 }
                 Ok(None) => return self.silent_end(),
                 Err(status) => return self.failed(&status),
@@ -245,6 +270,7 @@ impl StreamCell {
                         let last = tokio::time::timeout(LAST_WORD, &mut reading).await;
                         break 'watching last.unwrap_or(lost);
                     }
+                    () = self.rearm.notified() => {}
                     Ok(()) = changed.changed() => self.writer.wake(),
                     Ok(()) = views.changed() => {
                         let view = views.borrow_and_update().clone();
@@ -274,8 +300,14 @@ impl StreamCell {
     fn time_to_tick(&self) -> Duration {
         let now = self.clock.now();
         let wake = self.look(StreamSession::wake_at);
-        wake.map_or(TICK_MAX, |at| at.saturating_sub(now).clamp(TICK_MIN, TICK_MAX))
+        let wait = wake.map_or(TICK_MAX, |at| at.saturating_sub(now).clamp(TICK_MIN, TICK_MAX));
+        self.next_tick.store(millis(now + wait), Ordering::Relaxed);
+        wait
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_millis() as u64
 }
 
 /// W: what HTTP/2 polls for the next message. Dropping it ends the stream.

@@ -76,6 +76,12 @@ impl fmt::Display for Dialect {
     }
 }
 
+/// The codecs' buffers: small ones, because most streams are idle most of the time, and the size
+/// at which what was written goes to HTTP/2.
+fn buffers() -> tonic::codec::BufferSettings {
+    tonic::codec::BufferSettings::new(1024, 32 * 1024)
+}
+
 /// What one message from the peer holds, the response first: it is handled first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Incoming {

@@ -10,7 +10,7 @@ use hamlet_core::{Rejection, RejectionCode};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use super::translate::{TYPE_URL, up};
 use super::v1alpha2::{field_len, put_field, put_header, status};
@@ -60,6 +60,10 @@ impl Encoder for V1Codec {
         self.write(&item, dst);
         Ok(())
     }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        super::buffers()
+    }
 }
 
 impl Decoder for V1Codec {
@@ -68,6 +72,10 @@ impl Decoder for V1Codec {
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
         self.read(src).map(Some)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        super::buffers()
     }
 }
 

@@ -10,7 +10,7 @@ use hamlet_core::{Rejection, RejectionCode};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use super::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
 use crate::wire::federation::resourcediscovery::v1alpha2 as pb;
@@ -59,6 +59,10 @@ impl Encoder for V2Codec {
         self.write(&item, dst);
         Ok(())
     }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        super::buffers()
+    }
 }
 
 impl Decoder for V2Codec {
@@ -67,6 +71,10 @@ impl Decoder for V2Codec {
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
         read(src, self.message_bytes).map(Some)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        super::buffers()
     }
 }
 
