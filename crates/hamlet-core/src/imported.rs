@@ -257,6 +257,12 @@ impl<J: Judge> ImportedSlice<J> {
         &self.type_url
     }
 
+    /// The judge, to give it other rules. Existing entries are judged anew only by
+    /// [`reevaluate`](Self::reevaluate).
+    pub fn judge_mut(&mut self) -> &mut J {
+        &mut self.judge
+    }
+
     /// Sets quotas and the brake.
     pub fn set_limits(&mut self, limits: ImportLimits, guard: GuardSettings) {
         self.limits = limits;

@@ -262,6 +262,41 @@ impl View {
         changes
     }
 
+    /// Puts one entry, whatever else the view holds; for owners that know their changes. Returns
+    /// whether it is a change.
+    pub fn put(&self, offer: Arc<Offer>, versions: &VersionCounter) -> bool {
+        let mut state = self.lock();
+        if state.slots.get(&offer.key).is_some_and(|s| !s.deleted && s.offer.value == offer.value) {
+            return false;
+        }
+        state.put(offer, false, versions.next());
+        drop(state);
+        self.changed.send_modify(|v| *v += 1);
+        true
+    }
+
+    /// Removes one entry, also while the view isn't ready: this one is known to be gone. Returns
+    /// whether there was one.
+    pub fn remove(&self, key: &str, versions: &VersionCounter) -> bool {
+        let mut state = self.lock();
+        let Some(offer) = state.slots.get(key).filter(|s| !s.deleted).map(|s| s.offer.clone()) else {
+            return false;
+        };
+        state.put(offer, true, versions.next());
+        state.trim_tombstones();
+        drop(state);
+        self.changed.send_modify(|v| *v += 1);
+        true
+    }
+
+    /// Says whether all that is to be offered is there, so that absence means absence.
+    pub fn set_ready(&self, ready: bool) {
+        let before = std::mem::replace(&mut self.lock().ready, ready);
+        if ready && !before {
+            self.changed.send_modify(|v| *v += 1);
+        }
+    }
+
     /// A new subscription of `owner` (a peer's name), placed before everything.
     pub fn subscribe(self: &Arc<View>, owner: &str) -> Subscription {
         let mut state = self.lock();

@@ -166,7 +166,7 @@ struct Planned {
 /// The consumer role on one stream.
 #[derive(Debug)]
 pub struct ConsumerSession {
-    type_url: &'static str,
+    type_url: Arc<str>,
     message_bytes: usize,
     inbox: VecDeque<Queued>,
     inbox_bytes: usize,
@@ -194,9 +194,9 @@ pub struct ConsumerSession {
 
 impl ConsumerSession {
     /// A session for resources of one type.
-    pub fn new(type_url: &'static str) -> ConsumerSession {
+    pub fn new(type_url: impl Into<Arc<str>>) -> ConsumerSession {
         ConsumerSession {
-            type_url,
+            type_url: type_url.into(),
             message_bytes: limits::MESSAGE_BYTES,
             inbox: VecDeque::new(),
             inbox_bytes: 0,
@@ -316,7 +316,7 @@ impl ConsumerSession {
         if let Some(rejection) = offer.refused {
             return Item::Refuse { nonce, rejection };
         }
-        if offer.resource_url != self.type_url {
+        if offer.resource_url != *self.type_url {
             let message = format!("this stream carries {}", self.type_url);
             return refuse(nonce, RejectionCode::Unknown, "resource-type", "resource_url", message);
         }
@@ -326,7 +326,7 @@ impl ConsumerSession {
         }
         match (offer.operation, offer.resource) {
             (Operation::Delete, _) => Item::Delete { nonce, key: offer.key },
-            (Operation::Upsert, Some((url, value))) if url == self.type_url => {
+            (Operation::Upsert, Some((url, value))) if *url == *self.type_url => {
                 // Copied: the value as it came keeps the whole message in memory for as long as
                 // it lives, and only its own length counts against the quota.
                 let value = Bytes::copy_from_slice(&value);

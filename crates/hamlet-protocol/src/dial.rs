@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hamlet_core::PeerName;
+use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{Expect, LocalIdentity, ProvenPeer, Role, TrustTable};
 use hamlet_runtime::{Backoff, Shutdown, Spawner};
 use hyper::client::conn::http2::SendRequest;
@@ -19,6 +20,7 @@ use tonic::body::Body;
 use crate::dialect::Dialect;
 use crate::dialect::v1alpha1::End;
 use crate::frames::Side;
+use crate::kind::LinkJudge;
 use crate::limits::SharedLimits;
 use crate::link::{Connection, Link, LinkConfig};
 use crate::metered::Metered;
@@ -135,7 +137,7 @@ fn explained(end: StreamEnd) -> StreamEnd {
 }
 
 /// Whether a new configuration makes it worth dialling at once.
-fn redials(old: &LinkConfig, new: &LinkConfig) -> bool {
+fn redials<R: ?Sized>(old: &LinkConfig<R>, new: &LinkConfig<R>) -> bool {
     old.address != new.address
         || old.version != new.version
         || old.context != new.context
@@ -146,8 +148,8 @@ fn redials(old: &LinkConfig, new: &LinkConfig) -> bool {
 
 /// Keeps a link's own stream up for as long as the peer has an address and hasn't dialled us.
 #[derive(Debug)]
-pub struct Dialler {
-    link: Arc<Link>,
+pub struct Dialler<J: LinkJudge = ServiceJudge> {
+    link: Arc<Link<J>>,
     identity: Arc<LocalIdentity>,
     trust: Arc<TrustTable>,
     spawner: Spawner,
@@ -156,20 +158,20 @@ pub struct Dialler {
     limits: SharedLimits,
 }
 
-impl Dialler {
+impl<J: LinkJudge> Dialler<J> {
     /// A dialler for one link.
     pub fn new(
-        link: Arc<Link>,
+        link: Arc<Link<J>>,
         identity: Arc<LocalIdentity>,
         trust: Arc<TrustTable>,
         spawner: Spawner,
-    ) -> Dialler {
+    ) -> Dialler<J> {
         let ping_ms = Arc::new(AtomicU64::new(transport::CLIENT_PING.as_millis() as u64));
         Dialler { link, identity, trust, spawner, ping_ms, limits: SharedLimits::default() }
     }
 
     /// Keeps to these limits, as they are when a connection is made, instead of the defaults.
-    pub fn limited(self, limits: SharedLimits) -> Dialler {
+    pub fn limited(self, limits: SharedLimits) -> Dialler<J> {
         Dialler { limits, ..self }
     }
 
@@ -222,7 +224,7 @@ impl Dialler {
 
     /// Waits before the next attempt; `false` if the peer has dialled us or the configuration
     /// changed meanwhile, so look again.
-    async fn wait(&self, delay: Duration, config: &LinkConfig, shutdown: &Shutdown) -> bool {
+    async fn wait(&self, delay: Duration, config: &LinkConfig<J::Rules>, shutdown: &Shutdown) -> bool {
         let next = Some(self.link.context().clock.now() + delay);
         let status = self.link.status().connection;
         let waiting = match status {
@@ -349,7 +351,7 @@ impl Dialler {
         let opening = async {
             let called = match dialect {
                 Dialect::V1alpha1 => grpc.streaming(request, path, config.v1_codec(End::Consumer)).await,
-                Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec()).await,
+                Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec(J::TYPE_URL)).await,
             };
             match called {
                 Ok(response) => {

@@ -11,7 +11,7 @@ use hamlet_core::catalogue::SliceWriter;
 use hamlet_core::durable::{CommitError, CommitFuture, ImportChange, ImportStore, PeerState};
 use hamlet_core::guard::GuardSettings;
 use hamlet_core::import::ImportRules;
-use hamlet_core::imported::{ImportLimits, ImportedSlice, SliceChanges, Staged};
+use hamlet_core::imported::{ImportLimits, ImportedSlice, Judge, ServiceJudge, SliceChanges, Staged};
 use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::settle::Settle;
 use hamlet_core::{ImportedService, PeerName, Rejection, RejectionCode};
@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::consumer::{Batch, ProvenAt, held_of};
+use crate::kind::LinkJudge;
 use crate::session::{PeerClass, StreamEnd, StreamSession};
 use crate::stream::StreamCell;
 use crate::wire::hamlet::federation::v1 as ext;
@@ -44,11 +45,15 @@ const OVERFLOW_TEXT: &str = "overflow";
 /// Wait before a failed commit of a foreign owner's changes is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The same for any kind of resource.
+pub type CatalogueOf<J> = hamlet_core::catalogue::Catalogue<PeerName, Arc<str>, <J as Judge>::Value>;
+/// The writer of one peer's slice of it.
+pub type WriterOf<J> = SliceWriter<PeerName, Arc<str>, <J as Judge>::Value>;
+
 /// What import policy says of a peer now.
-#[derive(Debug, Clone)]
-pub struct ImportSettings {
+pub struct ImportSettings<R: ?Sized = ImportRules> {
     /// The rules; `None` refuses everything.
-    pub rules: Option<Arc<ImportRules>>,
+    pub rules: Option<Arc<R>>,
     /// Quotas and the hold of older versions.
     pub limits: ImportLimits,
     /// The brake on mass withdrawals.
@@ -60,22 +65,37 @@ pub struct ImportSettings {
     pub resync: Option<Duration>,
 }
 
+impl<R: ?Sized> Clone for ImportSettings<R> {
+    fn clone(&self) -> Self {
+        let ImportSettings { rules, limits, guard, hold, resync } = self;
+        ImportSettings { rules: rules.clone(), limits: *limits, guard: *guard, hold: *hold, resync: *resync }
+    }
+}
+
+impl<R: ?Sized> std::fmt::Debug for ImportSettings<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("ImportSettings");
+        shown.field("rules", &self.rules.is_some()).field("limits", &self.limits);
+        shown.field("guard", &self.guard).field("hold", &self.hold).field("resync", &self.resync).finish()
+    }
+}
+
 /// What the link asks of the committer, between batches.
 #[derive(Debug)]
-pub enum Request {
+pub enum Request<R: ?Sized = ImportRules> {
     /// What was heard so far, for a hello; nothing of an older stream is in flight afterwards.
     Held(oneshot::Sender<ext::Held>),
     /// New policy: judge everything anew.
-    Configure(Box<ImportSettings>, oneshot::Sender<()>),
+    Configure(Box<ImportSettings<R>>, oneshot::Sender<()>),
     /// The peer was removed from the configuration: withdraw and forget everything.
     Forget(oneshot::Sender<()>),
 }
 
 /// State shared with the link for status.
 #[derive(Debug)]
-pub struct ImportState {
+pub struct ImportState<J: Judge = ServiceJudge> {
     /// The slice; changed by the committer only.
-    pub slice: Mutex<ImportedSlice>,
+    pub slice: Mutex<ImportedSlice<J>>,
     /// The stream whose inbox is served.
     pub stream: Mutex<Option<Arc<StreamCell>>>,
     /// Running time without the peer, in milliseconds.
@@ -91,14 +111,15 @@ pub struct ImportState {
 }
 
 /// The committer task of one peer.
-pub struct Importer {
+pub struct Importer<J: LinkJudge = ServiceJudge> {
     peer: PeerName,
-    state: Arc<ImportState>,
-    writer: ImportedWriter,
+    state: Arc<ImportState<J>>,
+    shared: J::Shared,
+    writer: WriterOf<J>,
     store: Arc<dyn ImportStore>,
     clock: Arc<dyn Clock>,
     work: Arc<Notify>,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Request<J::Rules>>,
     hold: Option<Duration>,
     last_tick: Duration,
     last_state: Duration,
@@ -111,13 +132,15 @@ pub struct Importer {
 }
 
 /// What a committer is made of.
-pub struct ImporterParts {
+pub struct ImporterParts<J: LinkJudge = ServiceJudge> {
     /// Whose imports.
     pub peer: PeerName,
     /// What is loaded from the store already.
-    pub state: Arc<ImportState>,
+    pub state: Arc<ImportState<J>>,
+    /// What judges of all links share.
+    pub shared: J::Shared,
     /// The only writer of the peer's slice.
-    pub writer: ImportedWriter,
+    pub writer: WriterOf<J>,
     /// Where changes become durable.
     pub store: Arc<dyn ImportStore>,
     /// Time.
@@ -125,19 +148,20 @@ pub struct ImporterParts {
     /// Wakes the committer.
     pub work: Arc<Notify>,
     /// What the link asks.
-    pub requests: mpsc::Receiver<Request>,
+    pub requests: mpsc::Receiver<Request<J::Rules>>,
     /// The peer's state as the store has it.
     pub stored: PeerState,
 }
 
-impl Importer {
+impl<J: LinkJudge> Importer<J> {
     /// A committer; it starts working when it is [run](Self::run).
-    pub fn new(parts: ImporterParts) -> Importer {
-        let ImporterParts { peer, state, writer, store, clock, work, requests, stored } = parts;
+    pub fn new(parts: ImporterParts<J>) -> Importer<J> {
+        let ImporterParts { peer, state, shared, writer, store, clock, work, requests, stored } = parts;
         let now = clock.now();
         Importer {
             peer,
             state,
+            shared,
             writer,
             store,
             clock,
@@ -179,7 +203,7 @@ impl Importer {
         self.save_state().await;
     }
 
-    async fn serve(&mut self, request: Request) {
+    async fn serve(&mut self, request: Request<J::Rules>) {
         match request {
             Request::Held(reply) => {
                 let mut stored = self.stored.clone();
@@ -197,12 +221,12 @@ impl Importer {
         }
     }
 
-    async fn configure(&mut self, settings: ImportSettings) {
+    async fn configure(&mut self, settings: ImportSettings<J::Rules>) {
         self.hold = settings.hold;
         self.resync = settings.resync;
         let staged = {
             let mut slice = self.state.slice.lock();
-            slice.set_rules(settings.rules, settings.limits, settings.guard);
+            J::set_rules(&mut slice, settings.rules, settings.limits, settings.guard);
             slice.reevaluate(self.clock.now())
         };
         self.commit_local(staged, "policy").await;
@@ -266,7 +290,7 @@ impl Importer {
     }
 
     /// What a foreign owner says in a batch, and whether we held it before.
-    fn settling(&self, cell: &StreamCell, batch: &Batch) -> Vec<(Arc<str>, Option<bool>)> {
+    fn settling(&self, cell: &StreamCell, batch: &Batch<J::Value>) -> Vec<(Arc<str>, Option<bool>)> {
         let slice = self.state.slice.lock();
         let mut settle = self.state.settle.lock();
         if settle.stream() != Some(cell.id) {
@@ -379,7 +403,7 @@ impl Importer {
     }
 
     /// Commits and applies decisions that are ours, not the owner's.
-    async fn commit_local(&mut self, staged: Vec<Staged>, cause: &str) {
+    async fn commit_local(&mut self, staged: Vec<Staged<J::Value>>, cause: &str) {
         if staged.is_empty() {
             return;
         }
@@ -406,8 +430,12 @@ impl Importer {
         }
     }
 
-    fn publish(&self, changes: SliceChanges) {
+    fn publish(&self, changes: SliceChanges<J::Value>) {
+        let told = J::TELLS.then(|| changes.clone());
         self.writer.apply(changes);
+        if let Some(changes) = told {
+            J::published(&self.shared, &self.peer, changes);
+        }
     }
 
     async fn tick(&mut self) {
@@ -471,6 +499,7 @@ impl Importer {
             tracing::error!(peer = %self.peer, %error, "could not forget the removed peer's imports");
         }
         self.writer.replace(BTreeMap::new());
+        J::cleared(&self.shared, &self.peer);
         self.state.slice.lock().forget(self.clock.now());
         self.proven = None;
         self.stored = PeerState::default();

@@ -9,6 +9,7 @@ pub mod dial;
 pub mod dialect;
 pub mod frames;
 pub mod importer;
+pub mod kind;
 pub mod limits;
 pub mod link;
 mod metered;

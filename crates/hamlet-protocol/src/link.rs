@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_core::durable::{ImportStore, LoadedPeer};
-use hamlet_core::imported::ImportedSlice;
-use hamlet_core::lease::NameLeases;
+use hamlet_core::import::ImportRules;
+use hamlet_core::imported::ServiceJudge;
 use hamlet_core::settle::Settle;
 use hamlet_core::view::View;
 use hamlet_core::{PeerName, SpiffeId};
@@ -24,12 +24,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Code;
 
-use crate::dialect::offered::Offered;
-use crate::dialect::service::{TYPE_URL, decode};
 use crate::dialect::v1alpha1::{End, V1Codec};
 use crate::dialect::v1alpha2::V2Codec;
 use crate::dialect::{Dialect, Secret};
-use crate::importer::{ImportSettings, ImportState, ImportedCatalogue, Importer, ImporterParts, Request};
+use crate::importer::{CatalogueOf, ImportSettings, ImportState, Importer, ImporterParts, Request};
+use crate::kind::{LinkJudge, PeerViews};
 use crate::session::{SessionConfig, StreamEnd, StreamSession, our_hello};
 use crate::stream::StreamCell;
 use crate::transcript::Transcript;
@@ -44,8 +43,8 @@ pub const CONNECTIONS_MAX: usize = 4;
 const KEY_SHOWN: usize = 512;
 
 /// How a peer is to be met.
-#[derive(Debug, Clone)]
-pub struct LinkConfig {
+#[derive(Debug)]
+pub struct LinkConfig<R: ?Sized = ImportRules> {
     /// Where it is, `host:port`; `None` if it dials us.
     pub address: Option<String>,
     /// The only version to speak; `None` finds out which one the peer speaks.
@@ -59,19 +58,33 @@ pub struct LinkConfig {
     /// Known, but not to be talked to.
     pub paused: bool,
     /// What we accept from it; `None` imports nothing.
-    pub import: Option<ImportSettings>,
+    pub import: Option<ImportSettings<R>>,
 }
 
-impl LinkConfig {
+impl<R: ?Sized> Clone for LinkConfig<R> {
+    fn clone(&self) -> Self {
+        LinkConfig {
+            address: self.address.clone(),
+            version: self.version,
+            context: self.context.clone(),
+            extensions_required: self.extensions_required,
+            foreign_window: self.foreign_window,
+            paused: self.paused,
+            import: self.import.clone(),
+        }
+    }
+}
+
+impl<R: ?Sized> LinkConfig<R> {
     /// Largest message with one service that we take, in bytes.
     fn message_bytes(&self) -> usize {
         self.import.as_ref().map(|i| i.limits).unwrap_or_default().message_bytes
     }
 
-    /// The codec of a v1alpha2 stream with this peer.
-    pub(crate) fn v2_codec(&self) -> V2Codec {
+    /// The codec of a v1alpha2 stream with this peer, for resources of one type.
+    pub(crate) fn v2_codec(&self, resource_url: &'static str) -> V2Codec {
         let (context, message_bytes) = (self.context.clone(), self.message_bytes());
-        V2Codec { resource_url: TYPE_URL, context, message_bytes }
+        V2Codec { resource_url, context, message_bytes }
     }
 
     /// The codec of our end of a v1alpha1 stream with this peer.
@@ -107,8 +120,7 @@ impl LinkConfig {
 }
 
 /// What all links share.
-#[derive(Clone)]
-pub struct LinkContext {
+pub struct LinkContext<J: LinkJudge = ServiceJudge> {
     /// Our own id.
     pub our_id: SpiffeId,
     /// Program and version, for the hello.
@@ -118,11 +130,11 @@ pub struct LinkContext {
     /// Names the log that our versions count in: 16 bytes.
     pub log_id: [u8; 16],
     /// What peers are offered.
-    pub publications: Arc<Offered>,
+    pub publications: Arc<J::Views>,
     /// Where imports go.
-    pub catalogue: ImportedCatalogue,
-    /// Who holds which name.
-    pub leases: NameLeases,
+    pub catalogue: CatalogueOf<J>,
+    /// What judges share: for services, who holds which name.
+    pub leases: J::Shared,
     /// What outlives us.
     pub store: Arc<dyn ImportStore>,
     /// Time.
@@ -131,7 +143,24 @@ pub struct LinkContext {
     pub spawner: Spawner,
 }
 
-impl std::fmt::Debug for LinkContext {
+impl<J: LinkJudge> Clone for LinkContext<J> {
+    fn clone(&self) -> Self {
+        LinkContext {
+            our_id: self.our_id.clone(),
+            agent: self.agent.clone(),
+            instance: self.instance,
+            log_id: self.log_id,
+            publications: self.publications.clone(),
+            catalogue: self.catalogue.clone(),
+            leases: self.leases.clone(),
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            spawner: self.spawner.clone(),
+        }
+    }
+}
+
+impl<J: LinkJudge> std::fmt::Debug for LinkContext<J> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LinkContext").field("our_id", &self.our_id).finish_non_exhaustive()
     }
@@ -169,17 +198,16 @@ struct Slot {
 }
 
 /// One peer.
-#[derive(Debug)]
-pub struct Link {
+pub struct Link<J: LinkJudge = ServiceJudge> {
     peer: PeerName,
-    context: LinkContext,
-    config: ArcSwap<LinkConfig>,
-    state: Arc<ImportState>,
+    context: LinkContext<J>,
+    config: ArcSwap<LinkConfig<J::Rules>>,
+    state: Arc<ImportState<J>>,
     /// The v1alpha1 stream on which the peer imports from us.
     served: Mutex<Option<Arc<StreamCell>>>,
     /// The version that worked last, for as long as we run.
     pinned: Mutex<Option<Dialect>>,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Request<J::Rules>>,
     slot: Mutex<Slot>,
     changed: watch::Sender<u64>,
     work: Arc<Notify>,
@@ -195,20 +223,26 @@ pub struct Link {
 
 static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
 
-impl Link {
+impl<J: LinkJudge> std::fmt::Debug for Link<J> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("peer", &self.peer).field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+impl<J: LinkJudge> Link<J> {
     /// Starts a link: what the store kept is in force before the peer is reached.
     pub async fn start(
         peer: PeerName,
-        config: LinkConfig,
-        context: LinkContext,
+        config: LinkConfig<J::Rules>,
+        context: LinkContext<J>,
         loaded: LoadedPeer,
         shutdown: Shutdown,
-    ) -> Result<Arc<Link>, hamlet_core::catalogue::SliceTaken> {
+    ) -> Result<Arc<Link<J>>, hamlet_core::catalogue::SliceTaken> {
         let writer = context.catalogue.writer(peer.clone())?;
         let now = context.clock.now();
-        let mut slice = ImportedSlice::new(peer.clone(), TYPE_URL, Arc::new(decode), context.leases.clone());
+        let mut slice = J::slice(&peer, &context.leases);
         if let Some(import) = &config.import {
-            slice.set_rules(import.rules.clone(), import.limits, import.guard);
+            J::set_rules(&mut slice, import.rules.clone(), import.limits, import.guard);
         }
         let (changes, distrusted) = slice.load(loaded.records, now);
         if distrusted > 0 {
@@ -235,6 +269,7 @@ impl Link {
         let importer = Importer::new(ImporterParts {
             peer: peer.clone(),
             state: state.clone(),
+            shared: context.leases.clone(),
             writer,
             store: context.store.clone(),
             clock: context.clock.clone(),
@@ -275,7 +310,7 @@ impl Link {
     }
 
     /// The configuration in use.
-    pub fn config(&self) -> Arc<LinkConfig> {
+    pub fn config(&self) -> Arc<LinkConfig<J::Rules>> {
         self.config.load_full()
     }
 
@@ -285,7 +320,7 @@ impl Link {
     }
 
     /// What the links share.
-    pub fn context(&self) -> &LinkContext {
+    pub fn context(&self) -> &LinkContext<J> {
         &self.context
     }
 
@@ -298,7 +333,7 @@ impl Link {
         self.changed.send_modify(|v| *v += 1);
     }
 
-    async fn ask(&self, request: impl FnOnce(oneshot::Sender<()>) -> Request) {
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<()>) -> Request<J::Rules>) {
         let (done, wait) = oneshot::channel();
         if self.requests.send(request(done)).await.is_ok() {
             let _ = wait.await;
@@ -306,7 +341,7 @@ impl Link {
     }
 
     /// Takes a new configuration: policy is in effect when this returns.
-    pub async fn configure(&self, config: LinkConfig) {
+    pub async fn configure(&self, config: LinkConfig<J::Rules>) {
         let old = self.config.swap(Arc::new(config.clone()));
         // Whether we import at all is said in the hello.
         let rejoin = old.imports() != config.imports()
@@ -376,7 +411,7 @@ impl Link {
         if let Some(only) = self.config.load().version {
             return vec![only];
         }
-        let mut versions = Dialect::ALL.to_vec();
+        let mut versions = J::DIALECTS.to_vec();
         let pinned = self.pinned();
         versions.sort_by_key(|v| Some(*v) != pinned);
         versions
@@ -406,7 +441,7 @@ impl Link {
 
     /// Counts a connection of the peer for as long as the guard lives, or refuses it if there are
     /// `most` already.
-    pub fn count_connection(self: &Arc<Link>, most: usize) -> Option<ConnectionGuard> {
+    pub fn count_connection(self: &Arc<Self>, most: usize) -> Option<ConnectionGuard<J>> {
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
         let guard = ConnectionGuard(self.clone());
         ((before as usize) < most).then_some(guard)
@@ -433,6 +468,10 @@ impl Link {
             ));
         }
         config.may_speak(dialect)?;
+        if !J::DIALECTS.contains(&dialect) {
+            let text = format!("{dialect} carries services only; speak another version with this peer");
+            return Err(StreamEnd::new(Code::Unimplemented, text));
+        }
         let Some(views) = self.context.publications.view(dialect, &self.peer) else {
             return Err(StreamEnd::new(Code::Unavailable, "the agent is starting; connect again"));
         };
@@ -474,6 +513,9 @@ impl Link {
         let id = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
         let mut session = StreamSession::new(config, self.context.clock.now());
         session.consumer.set_message_limit(message_bytes);
+        if let Some(observer) = J::observer(&self.context.leases, &self.peer) {
+            session.observe(observer);
+        }
         let (work, clock, transcript) =
             (self.work.clone(), self.context.clock.clone(), self.transcript.clone());
         StreamCell::recorded(id, dialled, session, work, clock, transcript)
@@ -613,7 +655,7 @@ impl Link {
     }
 }
 
-fn initial(config: &LinkConfig) -> Connection {
+fn initial<R: ?Sized>(config: &LinkConfig<R>) -> Connection {
     let must_wait = config.version == Some(Dialect::V1alpha1) && !config.imports();
     match (config.paused, &config.address) {
         (true, _) => Connection::Paused,
@@ -624,9 +666,9 @@ fn initial(config: &LinkConfig) -> Connection {
 
 /// Counts one connection of a peer until it is dropped.
 #[derive(Debug)]
-pub struct ConnectionGuard(Arc<Link>);
+pub struct ConnectionGuard<J: LinkJudge = ServiceJudge>(Arc<Link<J>>);
 
-impl Drop for ConnectionGuard {
+impl<J: LinkJudge> Drop for ConnectionGuard<J> {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }

@@ -14,6 +14,7 @@ use hamlet_core::view::{Change, Next, Subscription, View};
 use tonic::Code;
 
 use crate::dialect::Outgoing;
+use crate::kind::OwnerObserver;
 use crate::round::{OwnerRound, Step};
 use crate::session::{StreamEnd, Violation};
 use crate::wire::hamlet::federation::v1 as ext;
@@ -152,6 +153,7 @@ pub struct OwnerSession {
     bookmarked: Option<Bookmarked>,
     behind_since: Option<Duration>,
     log_id: Vec<u8>,
+    observer: Option<Arc<dyn OwnerObserver>>,
     stats: OwnerStats,
 }
 
@@ -194,6 +196,7 @@ impl OwnerSession {
             bookmarked: None,
             behind_since: None,
             log_id: log_id.to_vec(),
+            observer: None,
             stats: OwnerStats::default(),
         }
     }
@@ -202,6 +205,11 @@ impl OwnerSession {
         self.begin = Some(ext::Begin { round: number, mode: mode as i32, ..ext::Begin::default() });
         self.open = number;
         self.last_number = number;
+    }
+
+    /// Who is told what the consumer answers.
+    pub fn observe(&mut self, observer: Option<Arc<dyn OwnerObserver>>) {
+        self.observer = observer;
     }
 
     /// Counters and last facts.
@@ -469,14 +477,20 @@ impl OwnerSession {
             self.stats.unusable.remove(&answered.change.offer.key);
         }
         self.retry.remove(&answered.change.offer.key);
+        if let Some(observer) = &self.observer {
+            observer.answered(&answered.change, Ok(()));
+        }
     }
 
     fn refused(&mut self, answered: InFlight, code: i32, message: &str, now: Duration) {
         self.stats.nacked += 1;
         let InFlight { change, .. } = answered;
         let key = change.offer.key.clone();
+        let refusal = Refusal { code, message: one_line(message, 512), version: change.version };
+        if let Some(observer) = &self.observer {
+            observer.answered(&change, Err(&refusal));
+        }
         if self.stats.refused.len() < REFUSALS_MAX || self.stats.refused.contains_key(&key) {
-            let refusal = Refusal { code, message: one_line(message, 512), version: change.version };
             self.stats.refused.insert(key.clone(), refusal);
         }
         if code != Code::Unavailable as i32 {
@@ -568,14 +582,18 @@ impl OwnerSession {
         let Some(bookmarked) = self.bookmarked.as_mut().filter(|b| b.seq == proof.seq) else { return };
         let pending = proof.verdict == ext::proof::Verdict::Pending as i32;
         bookmarked.pending = pending;
-        self.stats.proof = Some(ProofState {
+        let proof = ProofState {
             at: now,
             equal: proof.verdict == ext::proof::Verdict::Equal as i32,
             version: bookmarked.version,
             refused: proof.refused,
             withheld: proof.withheld,
             pending,
-        });
+        };
+        self.stats.proof = Some(proof);
+        if let Some(observer) = &self.observer {
+            observer.compared(&proof);
+        }
     }
 
     /// Whether the last proof covers everything the view holds now.

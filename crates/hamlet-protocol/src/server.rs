@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
+use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{
     LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, SilentPlace, SilentSockets, TrustTable, read_hello,
 };
@@ -31,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::dialect::v1alpha1::End;
 use crate::dialect::{Dialect, Incoming, Outgoing};
 use crate::frames::Side;
+use crate::kind::LinkJudge;
 use crate::limits::{ConnectionLimits, SharedLimits};
 use crate::link::Link;
 use crate::metered::Metered;
@@ -48,7 +50,7 @@ pub const STREAMS_A_MINUTE: u32 = 16;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The links by peer, shared by listener and diallers; swapped when peers come and go.
-pub type Links = Arc<ArcSwap<BTreeMap<PeerName, Arc<Link>>>>;
+pub type Links<J = ServiceJudge> = Arc<ArcSwap<BTreeMap<PeerName, Arc<Link<J>>>>>;
 
 /// The agent could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -98,10 +100,9 @@ impl RefusalLog {
 }
 
 /// What the listener needs of the rest.
-#[derive(Clone)]
-pub struct ServerContext {
+pub struct ServerContext<J: LinkJudge = ServiceJudge> {
     /// The peers.
-    pub links: Links,
+    pub links: Links<J>,
     /// Whom we trust.
     pub trust: Arc<TrustTable>,
     /// Who we are.
@@ -112,7 +113,19 @@ pub struct ServerContext {
     pub spawner: Spawner,
 }
 
-impl std::fmt::Debug for ServerContext {
+impl<J: LinkJudge> Clone for ServerContext<J> {
+    fn clone(&self) -> Self {
+        ServerContext {
+            links: self.links.clone(),
+            trust: self.trust.clone(),
+            identity: self.identity.clone(),
+            clock: self.clock.clone(),
+            spawner: self.spawner.clone(),
+        }
+    }
+}
+
+impl<J: LinkJudge> std::fmt::Debug for ServerContext<J> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerContext").finish_non_exhaustive()
     }
@@ -137,7 +150,7 @@ impl AgentServer {
     }
 
     /// Accepts until shutdown.
-    pub async fn run(self, context: ServerContext, shutdown: Shutdown) {
+    pub async fn run<J: LinkJudge>(self, context: ServerContext<J>, shutdown: Shutdown) {
         let config = hamlet_identity::agent_server_config(&context.identity, &context.trust);
         let refusals = Arc::new(RefusalLog::default());
         let door = Arc::new(Door::new());
@@ -187,12 +200,12 @@ impl Door {
     }
 
     /// From a socket to a proven peer; the caller sets the deadline for all of it.
-    async fn let_in(
+    async fn let_in<J: LinkJudge>(
         &self,
         mut stream: TcpStream,
         place: SilentPlace,
         config: Arc<ServerConfig>,
-        context: &ServerContext,
+        context: &ServerContext<J>,
     ) -> Result<(TlsStream<TcpStream>, ProvenPeer), String> {
         transport::tune(&stream).map_err(|e| e.to_string())?;
         let Some(hello) = place.keep(read_hello(&mut stream)).await else {
@@ -220,12 +233,12 @@ impl Door {
     }
 }
 
-async fn serve(
+async fn serve<J: LinkJudge>(
     tls: TlsStream<TcpStream>,
     proven: ProvenPeer,
     remote: SocketAddr,
     limits: ConnectionLimits,
-    context: ServerContext,
+    context: ServerContext<J>,
     shutdown: Shutdown,
 ) {
     let Some(link) = context.links.load().get(&proven.peer).cloned() else {
@@ -294,12 +307,18 @@ async fn serve(
     }
 }
 
-#[derive(Clone)]
-struct Rpc {
-    link: Arc<Link>,
+struct Rpc<J: LinkJudge> {
+    link: Arc<Link<J>>,
     proven: Arc<ProvenPeer>,
     spawner: Spawner,
     budget: Arc<StreamBudget>,
+}
+
+impl<J: LinkJudge> Clone for Rpc<J> {
+    fn clone(&self) -> Self {
+        let Rpc { link, proven, spawner, budget } = self;
+        Rpc { link: link.clone(), proven: proven.clone(), spawner: spawner.clone(), budget: budget.clone() }
+    }
 }
 
 /// Counts the streams of one connection, whatever they ask for.
@@ -347,7 +366,7 @@ fn not_grpc(request: &http::Request<Body>) -> Option<http::Response<tonic::body:
     Some(response)
 }
 
-impl Rpc {
+impl<J: LinkJudge> Rpc<J> {
     async fn call(
         self,
         request: http::Request<Body>,
@@ -373,7 +392,7 @@ impl Rpc {
                 grpc.streaming(method, request).await
             }
             Dialect::V1alpha2 => {
-                let mut grpc = tonic::server::Grpc::new(config.v2_codec());
+                let mut grpc = tonic::server::Grpc::new(config.v2_codec(J::TYPE_URL));
                 grpc = grpc.max_decoding_message_size(most);
                 grpc.streaming(method, request).await
             }
@@ -399,12 +418,12 @@ impl Rpc {
 }
 
 /// The method of one version.
-struct Establish {
-    rpc: Rpc,
+struct Establish<J: LinkJudge> {
+    rpc: Rpc<J>,
     dialect: Dialect,
 }
 
-impl tonic::server::StreamingService<Incoming> for Establish {
+impl<J: LinkJudge> tonic::server::StreamingService<Incoming> for Establish<J> {
     type Response = Outgoing;
     type ResponseStream = Outbound;
     type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;

@@ -15,6 +15,7 @@ use tonic::Code;
 use crate::beat::{BEAT_EVERY, Beats, PeerBeat, SecondLook};
 use crate::consumer::{ConsumerSession, INBOX_BYTES, INBOX_MESSAGES};
 use crate::dialect::{Dialect, Incoming, IncomingRequest, Outgoing, Secret};
+use crate::kind::OwnerObserver;
 use crate::owner::{BEHIND_COUNTED, OwnerSession, Window};
 use crate::wire::hamlet::federation::v1 as ext;
 
@@ -225,6 +226,7 @@ pub struct StreamSession {
     paused_total: Duration,
     late_answer: SecondLook,
     late_write: SecondLook,
+    observer: Option<Arc<dyn OwnerObserver>>,
     /// The owner role, once the peer has subscribed.
     pub owner: Option<OwnerSession>,
     /// The consumer role.
@@ -235,7 +237,7 @@ impl StreamSession {
     /// A stream that begins now.
     pub fn new(config: SessionConfig, now: Duration) -> StreamSession {
         let v1alpha1 = config.dialect == Dialect::V1alpha1;
-        let consumer = ConsumerSession::new(config.dialect.type_url());
+        let consumer = ConsumerSession::new(config.view.type_url());
         StreamSession {
             started: now,
             class: if v1alpha1 { PeerClass::Foreign } else { PeerClass::Unknown },
@@ -252,9 +254,15 @@ impl StreamSession {
             paused_total: Duration::ZERO,
             late_answer: SecondLook::default(),
             late_write: SecondLook::default(),
+            observer: None,
             owner: None,
             consumer,
         }
+    }
+
+    /// Who is told what the peer answers; say it before the peer's first message.
+    pub fn observe(&mut self, observer: Arc<dyn OwnerObserver>) {
+        self.observer = Some(observer);
     }
 
     /// The version spoken.
@@ -388,7 +396,7 @@ impl StreamSession {
         now: Duration,
     ) -> Result<(), StreamEnd> {
         self.check_context(&request.context)?;
-        let served = self.config.dialect.type_url();
+        let served = self.config.view.type_url();
         if request.resource_url != served {
             let text = format!("unknown resource_url; this agent serves {served}");
             return Err(StreamEnd::new(Code::InvalidArgument, text));
@@ -414,7 +422,9 @@ impl StreamSession {
             _ => (false, Window { messages: self.config.foreign_window, bytes: usize::MAX }),
         };
         let (peer, view) = (&self.config.peer, &self.config.view);
-        self.owner = Some(OwnerSession::new(peer, view, hello, held.as_ref(), window, &log_id, now));
+        let mut owner = OwnerSession::new(peer, view, hello, held.as_ref(), window, &log_id, now);
+        owner.observe(self.observer.clone());
+        self.owner = Some(owner);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use super::{Connection, KEY_SHOWN, Link, LinkConfig};
 use crate::beat::PeerBeat;
 use crate::consumer::{ConsumerStats, ProofVerdict};
 use crate::dialect::Dialect;
+use crate::kind::{LinkJudge, PeerViews};
 use crate::owner::{OwnerStats, Window};
 use crate::session::{PeerClass, Stall, StreamSession};
 use crate::transcript::TranscriptEntry;
@@ -105,7 +106,7 @@ pub struct LinkStatus {
     pub now: Duration,
 }
 
-impl Link {
+impl<J: LinkJudge> Link<J> {
     /// The link for people and metrics.
     pub fn status(&self) -> LinkStatus {
         let now = self.context.clock.now();
@@ -245,7 +246,7 @@ impl Link {
 }
 
 /// What v1alpha1 makes impossible as things are.
-fn version_note(config: &LinkConfig, version: Option<Dialect>, served: bool) -> Option<String> {
+fn version_note<R: ?Sized>(config: &LinkConfig<R>, version: Option<Dialect>, served: bool) -> Option<String> {
     let note = match (config.imports(), &config.address) {
         _ if version != Some(Dialect::V1alpha1) => return None,
         (true, None) => "in v1alpha1 the importer dials: set spec.address to import from this peer",
