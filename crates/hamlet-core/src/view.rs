@@ -262,31 +262,32 @@ impl View {
         changes
     }
 
-    /// Puts one entry, whatever else the view holds; for owners that know their changes. Returns
-    /// whether it is a change.
-    pub fn put(&self, offer: Arc<Offer>, versions: &VersionCounter) -> bool {
+    /// Puts one entry, whatever else the view holds; for owners that know their changes. Returns the
+    /// entry's version, which is an older one if nothing changed.
+    pub fn put(&self, offer: Arc<Offer>, versions: &VersionCounter) -> u64 {
         let mut state = self.lock();
-        if state.slots.get(&offer.key).is_some_and(|s| !s.deleted && s.offer.value == offer.value) {
-            return false;
+        let held = state.slots.get(&offer.key).filter(|s| !s.deleted && s.offer.value == offer.value);
+        if let Some(version) = held.map(|s| s.version) {
+            return version;
         }
-        state.put(offer, false, versions.next());
+        let version = versions.next();
+        state.put(offer, false, version);
         drop(state);
         self.changed.send_modify(|v| *v += 1);
-        true
+        version
     }
 
-    /// Removes one entry, also while the view isn't ready: this one is known to be gone. Returns
-    /// whether there was one.
-    pub fn remove(&self, key: &str, versions: &VersionCounter) -> bool {
+    /// Removes one entry, also while the view isn't ready: this one is known to be gone. Returns the
+    /// deletion's version; `None` if there was no such entry.
+    pub fn remove(&self, key: &str, versions: &VersionCounter) -> Option<u64> {
         let mut state = self.lock();
-        let Some(offer) = state.slots.get(key).filter(|s| !s.deleted).map(|s| s.offer.clone()) else {
-            return false;
-        };
-        state.put(offer, true, versions.next());
+        let offer = state.slots.get(key).filter(|s| !s.deleted).map(|s| s.offer.clone())?;
+        let version = versions.next();
+        state.put(offer, true, version);
         state.trim_tombstones();
         drop(state);
         self.changed.send_modify(|v| *v += 1);
-        true
+        Some(version)
     }
 
     /// Says whether all that is to be offered is there, so that absence means absence.

@@ -35,7 +35,7 @@ pub use ca::{CaError, LocalCa, PemPair};
 pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
 pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
-pub use local::{IdentityError, LocalIdentity};
+pub use local::{CertificateProvider, IdentityError, LocalIdentity};
 pub use minter::{MINTED_MAX, SniMinter};
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
 pub use tls::{

@@ -19,6 +19,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use crate::ca::PemPair;
 use crate::files::{FileError, read_key, read_public};
 use crate::inspect::inspect;
 use crate::tls::provider;
@@ -30,6 +31,8 @@ use crate::verify::{CHAIN_MAX, Usage, VerifyError, check_leaf, time_text};
 pub enum IdentityError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error("the certificate provider has none to give: {error}; mend the provider")]
+    Provider { error: String },
     #[error("{cert} has no certificate; put the leaf in it (PEM), then its intermediates")]
     NoCertificate { cert: String },
     #[error(
@@ -57,8 +60,20 @@ struct Current {
     stamp: [u8; 32],
 }
 
+/// Where an identity comes from that isn't in files: a secret store, an agent of one's own, an API.
+pub trait CertificateProvider: Send + Sync + 'static {
+    /// The chain (leaf first) and its key, as they are now. Asked again every
+    /// [`POLL`](crate::watch::POLL) or sooner, on an async thread: answer from memory, and fetch
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// Why there is none; the last good pair stays in use.
+    fn current(&self) -> Result<PemPair, String>;
+}
+
 enum Origin {
     Files { cert: PathBuf, key: PathBuf },
+    Provider(Arc<dyn CertificateProvider>),
     Memory,
 }
 
@@ -99,6 +114,15 @@ impl LocalIdentity {
         LocalIdentity::load(Origin::Memory, cert_pem, key_pem, clock)
     }
 
+    /// The same from a provider, which a reload asks again.
+    pub fn from_provider(
+        provider: Arc<dyn CertificateProvider>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<LocalIdentity>, IdentityError> {
+        let pair = provider.current().map_err(|error| IdentityError::Provider { error })?;
+        LocalIdentity::load(Origin::Provider(provider), pair.cert.as_bytes(), pair.key.as_bytes(), clock)
+    }
+
     fn load(
         origin: Origin,
         cert_pem: &[u8],
@@ -132,8 +156,14 @@ impl LocalIdentity {
     }
 
     fn try_reload(&self) -> Result<bool, IdentityError> {
-        let Origin::Files { cert, key } = &self.origin else { return Ok(false) };
-        let (cert_pem, key_pem) = (read_public(cert)?, read_key(key)?);
+        let (cert_pem, key_pem) = match &self.origin {
+            Origin::Files { cert, key } => (read_public(cert)?, read_key(key)?),
+            Origin::Provider(provider) => {
+                let pair = provider.current().map_err(|error| IdentityError::Provider { error })?;
+                (pair.cert.into_bytes(), pair.key.into_bytes())
+            }
+            Origin::Memory => return Ok(false),
+        };
         let old = self.current.load();
         if stamp(&cert_pem, &key_pem) == old.stamp {
             return Ok(false);
@@ -193,7 +223,7 @@ impl LocalIdentity {
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         match &self.origin {
             Origin::Files { cert, key } => vec![cert.clone(), key.clone()],
-            Origin::Memory => Vec::new(),
+            Origin::Provider(_) | Origin::Memory => Vec::new(),
         }
     }
 }
@@ -201,6 +231,7 @@ impl LocalIdentity {
 fn cert_name(origin: &Origin) -> String {
     match origin {
         Origin::Files { cert, .. } => cert.display().to_string(),
+        Origin::Provider(_) => "the provider's certificate".to_owned(),
         Origin::Memory => "the given certificate".to_owned(),
     }
 }
@@ -208,6 +239,7 @@ fn cert_name(origin: &Origin) -> String {
 fn key_name(origin: &Origin) -> String {
     match origin {
         Origin::Files { key, .. } => key.display().to_string(),
+        Origin::Provider(_) => "the provider's key".to_owned(),
         Origin::Memory => "the given key".to_owned(),
     }
 }

@@ -39,9 +39,12 @@ impl PeerViews for Offered {
     }
 }
 
-/// Is told what consumers answer. Called under the stream's lock: it must not block, nor call
+/// Is told what a peer says on one stream. Called under the stream's lock: it must not block, nor call
 /// back.
-pub trait OwnerObserver: Debug + Send + Sync + 'static {
+pub trait StreamObserver: Debug + Send + Sync + 'static {
+    /// The peer has said its first word.
+    fn spoke(&self);
+
     /// The peer answered a change: acknowledged, or refused.
     fn answered(&self, change: &Change, answer: Result<(), &Refusal>);
 
@@ -85,8 +88,8 @@ pub trait LinkJudge: Judge {
     /// All of a peer's entries are gone: it left for good, or was removed.
     fn cleared(_shared: &Self::Shared, _peer: &PeerName) {}
 
-    /// Who is told what the peer answers to our changes.
-    fn observer(_shared: &Self::Shared, _peer: &PeerName) -> Option<Arc<dyn OwnerObserver>> {
+    /// Who is told what the peer says on a new stream.
+    fn observer(_shared: &Self::Shared, _peer: &PeerName) -> Option<Arc<dyn StreamObserver>> {
         None
     }
 }

@@ -15,6 +15,7 @@ pub mod link;
 mod metered;
 pub mod owner;
 pub mod round;
+pub mod sdk;
 pub mod server;
 pub mod session;
 pub mod stream;

@@ -629,6 +629,16 @@ impl<J: LinkJudge> Link<J> {
         self.bump();
     }
 
+    /// Streams so far.
+    pub fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Why the last stream or attempt ended; `None` while a stream is up.
+    pub fn last_error(&self) -> Option<String> {
+        self.slot.lock().last_error.clone()
+    }
+
     /// Notes how the connection is doing; a repeated state keeps its age.
     pub fn set_connection(&self, connection: Connection, error: Option<String>) {
         let mut slot = self.slot.lock();

@@ -14,7 +14,7 @@ use hamlet_core::view::{Change, Next, Subscription, View};
 use tonic::Code;
 
 use crate::dialect::Outgoing;
-use crate::kind::OwnerObserver;
+use crate::kind::StreamObserver;
 use crate::round::{OwnerRound, Step};
 use crate::session::{StreamEnd, Violation};
 use crate::wire::hamlet::federation::v1 as ext;
@@ -153,7 +153,7 @@ pub struct OwnerSession {
     bookmarked: Option<Bookmarked>,
     behind_since: Option<Duration>,
     log_id: Vec<u8>,
-    observer: Option<Arc<dyn OwnerObserver>>,
+    observer: Option<Arc<dyn StreamObserver>>,
     stats: OwnerStats,
 }
 
@@ -208,7 +208,7 @@ impl OwnerSession {
     }
 
     /// Who is told what the consumer answers.
-    pub fn observe(&mut self, observer: Option<Arc<dyn OwnerObserver>>) {
+    pub fn observe(&mut self, observer: Option<Arc<dyn StreamObserver>>) {
         self.observer = observer;
     }
 

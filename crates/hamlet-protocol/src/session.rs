@@ -15,7 +15,7 @@ use tonic::Code;
 use crate::beat::{BEAT_EVERY, Beats, PeerBeat, SecondLook};
 use crate::consumer::{ConsumerSession, INBOX_BYTES, INBOX_MESSAGES};
 use crate::dialect::{Dialect, Incoming, IncomingRequest, Outgoing, Secret};
-use crate::kind::OwnerObserver;
+use crate::kind::StreamObserver;
 use crate::owner::{BEHIND_COUNTED, OwnerSession, Window};
 use crate::wire::hamlet::federation::v1 as ext;
 
@@ -226,7 +226,7 @@ pub struct StreamSession {
     paused_total: Duration,
     late_answer: SecondLook,
     late_write: SecondLook,
-    observer: Option<Arc<dyn OwnerObserver>>,
+    observer: Option<Arc<dyn StreamObserver>>,
     /// The owner role, once the peer has subscribed.
     pub owner: Option<OwnerSession>,
     /// The consumer role.
@@ -261,7 +261,7 @@ impl StreamSession {
     }
 
     /// Who is told what the peer answers; say it before the peer's first message.
-    pub fn observe(&mut self, observer: Arc<dyn OwnerObserver>) {
+    pub fn observe(&mut self, observer: Arc<dyn StreamObserver>) {
         self.observer = Some(observer);
     }
 
@@ -449,6 +449,9 @@ impl StreamSession {
             }
             None => PeerClass::Foreign,
         };
+        if let Some(observer) = &self.observer {
+            observer.spoke();
+        }
         Ok(())
     }
 
