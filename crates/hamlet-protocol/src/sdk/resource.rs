@@ -63,7 +63,7 @@ impl<M: ProtobufResource> Resource for M {
     fn from_value(_key: &str, value: &[u8]) -> Result<M, Rejection> {
         M::decode(value).map_err(|error| {
             let message = format!("not a message of its type ({error}); check the encoder");
-            Rejection::new(RejectionCode::Malformed, "undecodable", "resource.value", message)
+            Rejection::new(RejectionCode::Malformed, "resource-undecodable", "resource.value", message)
         })
     }
 }
