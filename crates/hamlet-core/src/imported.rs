@@ -193,7 +193,8 @@ pub struct ImportCounts {
 pub struct ImportedSlice<J: Judge = ServiceJudge> {
     peer: PeerName,
     type_url: String,
-    judge: J,
+    /// Who decides. Given other rules, it decides anew with [`reevaluate`](Self::reevaluate).
+    pub judge: J,
     limits: ImportLimits,
     guard: Guard,
     entries: BTreeMap<Arc<str>, Entry<J::Value>>,
@@ -255,12 +256,6 @@ impl<J: Judge> ImportedSlice<J> {
     /// The type of the resources.
     pub fn type_url(&self) -> &str {
         &self.type_url
-    }
-
-    /// The judge, to give it other rules. Existing entries are judged anew only by
-    /// [`reevaluate`](Self::reevaluate).
-    pub fn judge_mut(&mut self) -> &mut J {
-        &mut self.judge
     }
 
     /// Sets quotas and the brake.

@@ -130,7 +130,7 @@ impl<R: Resource> LinkJudge for ResourceJudge<R> {
         limits: ImportLimits,
         guard: GuardSettings,
     ) {
-        slice.judge_mut().rules = rules;
+        slice.judge.rules = rules;
         slice.set_limits(limits, guard);
     }
 
