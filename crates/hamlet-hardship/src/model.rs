@@ -58,6 +58,8 @@ pub(crate) struct Way {
     pub(crate) policy: Policy,
     /// The owner is not a Hamlet agent.
     pub(crate) foreign_owner: bool,
+    /// The consumer is not a Hamlet agent.
+    pub(crate) foreign_consumer: bool,
     /// Acknowledged by the disk.
     pub(crate) durable: BTreeMap<Key, ImportRecord>,
     heard_mark: u128,
@@ -182,11 +184,12 @@ impl Model {
         self.violation.get_or_insert(Violation { invariant, what, at });
     }
 
-    pub(crate) fn add_way(&mut self, id: WayId, policy: Policy, foreign_owner: bool) {
+    pub(crate) fn add_way(&mut self, id: WayId, policy: Policy, foreign_owner: bool, foreign_consumer: bool) {
         let way = Way {
             offered: Offered::default(),
             policy,
             foreign_owner,
+            foreign_consumer,
             durable: BTreeMap::new(),
             heard_mark: 0,
             heard_log: [(Duration::ZERO, 0)].into(),
@@ -249,6 +252,12 @@ impl Way {
     pub(crate) fn revisions(&self, values: &BTreeMap<Key, bytes::Bytes>) -> BTreeMap<Key, u64> {
         let revision = |(k, v): (&Key, &bytes::Bytes)| (k.clone(), self.offered.revision_of(k, v).unwrap_or(0));
         values.iter().map(revision).collect()
+    }
+
+    /// Whether all that is offered is within the quota.
+    pub(crate) fn fits(&self) -> bool {
+        let bytes: u64 = self.offered.now().values().map(|m| m.value.len() as u64).sum();
+        bytes <= self.policy.limits.bytes && self.offered.now().len() <= self.policy.limits.services
     }
 
     fn admits(&self, meant: &crate::truth::Meant) -> bool {
@@ -739,6 +748,11 @@ impl Model {
 }
 
 impl Model {
+    /// The first way that isn't as it should be.
+    pub(crate) fn unsettled_way(&self) -> Option<String> {
+        self.ways.keys().find_map(|id| self.unsettled(*id))
+    }
+
     /// At the end, when everything has been well for long: what should be there, and is it?
     /// `None` if all is as it should be.
     pub(crate) fn unsettled(&self, id: WayId) -> Option<String> {
@@ -748,8 +762,7 @@ impl Model {
             return (left > 0).then(|| format!("{id:?}: {left} services are served without an import"));
         }
         let offered = way.offered.now();
-        let bytes: u64 = offered.values().map(|m| m.value.len() as u64).sum();
-        let fits = bytes <= way.policy.limits.bytes && offered.len() <= way.policy.limits.services;
+        let fits = way.fits();
         for (key, meant) in offered {
             let seen = way.visible.get(key).copied();
             if way.admits(meant) {
@@ -768,7 +781,8 @@ impl Model {
         {
             return Some(format!("{id:?}: {key} is served and no longer offered"));
         }
-        if fits && !way.foreign_owner && way.heard_mark != way.offered.mark() {
+        let hello = !way.foreign_owner && !way.foreign_consumer;
+        if fits && hello && way.heard_mark != way.offered.mark() {
             return Some(format!("{id:?}: what was heard is not what is offered"));
         }
         None

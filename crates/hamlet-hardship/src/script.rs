@@ -133,8 +133,8 @@ fn join(world: &mut World, stage: &Stage, other: MeshId) {
         hold: None,
     };
     let mut model = world.model.lock();
-    model.add_way((0, other), if foreign { simple } else { stage.policy.clone() }, false);
-    model.add_way((other, 0), stage.policy.clone(), foreign);
+    model.add_way((0, other), if foreign { simple } else { stage.policy.clone() }, false, foreign);
+    model.add_way((other, 0), stage.policy.clone(), foreign, false);
 }
 
 fn create(world: &mut World, stage: &Stage, owner: MeshId) {
@@ -689,8 +689,9 @@ async fn calm(sim: &Sim) {
             for mesh in 0..world.meshes.len() {
                 world.observe(mesh);
             }
-            let model = world.model.lock();
-            model.ways.keys().find_map(|id| model.unsettled(*id)).or_else(|| unproven(&world))
+            let model = world.model.clone();
+            let unsettled = { model.lock().unsettled_way() };
+            unsettled.or_else(|| unproven(&world))
         };
         match unsettled {
             None => quiet += 1,
@@ -713,7 +714,12 @@ fn unproven(world: &World) -> Option<String> {
     for (at, mesh) in world.meshes.iter().enumerate() {
         let Some(process) = &mesh.process else { continue };
         for (&peer, link) in &process.links {
-            if world.meshes[peer].foreign.is_none() && !link.is_proven() {
+            let model = world.model.lock();
+            // Over the quota, or without an import at one end, there is nothing to prove.
+            let comparable = |id| model.ways.get(&id).is_some_and(|w| w.policy.imports && w.fits());
+            let both = comparable((at, peer)) && comparable((peer, at));
+            drop(model);
+            if both && world.meshes[peer].foreign.is_none() && !link.is_proven() {
                 return Some(format!("mesh {at} can't say that it is in sync with {peer}"));
             }
         }
