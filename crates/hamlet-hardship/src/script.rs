@@ -85,6 +85,7 @@ async fn set_up(sim: &Sim, stage: &Stage) {
             world.meshes[mesh].pace.slowest_ms.store(slowest, Ordering::Relaxed);
         }
         if stage.foreign {
+            world.foreign_window = *world.draw.pick(&[1, 1, 5, 50]).unwrap_or(&1);
             let mesh = world.add_mesh(FOREIGN, false);
             world.meshes[mesh].foreign = Some(Arc::default());
         }

@@ -110,6 +110,8 @@ pub(crate) struct World {
     /// The parent of what belongs to no mesh.
     pub(crate) spawner: Spawner,
     pub(crate) revision: u64,
+    /// How many unanswered changes a foreign peer may have.
+    pub(crate) foreign_window: usize,
     numbers: u64,
 }
 
@@ -129,6 +131,7 @@ impl World {
             conns: vec![],
             spawner,
             revision: 0,
+            foreign_window: 1,
             numbers: 0,
         }
     }
@@ -320,6 +323,7 @@ impl World {
             address: self.meshes[consumer].dials.contains(&owner).then(|| format!("{name}.example:1")),
             context: Secret::new(CONTEXT),
             extensions_required: false,
+            foreign_window: self.foreign_window,
             paused: false,
             import,
         }
