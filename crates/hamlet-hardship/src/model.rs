@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hamlet_core::durable::{ImportChange, ImportRecord};
+use hamlet_core::durable::{ImportChange, ImportRecord, Verdict};
 use hamlet_core::guard::GuardSettings;
 use hamlet_core::imported::ImportLimits;
 use tokio::time::Instant;
@@ -74,6 +74,8 @@ pub(crate) struct Way {
     applied_since: BTreeMap<Key, Duration>,
     /// When the consumer learned that the owner has the key no more.
     told_gone: BTreeMap<Key, Duration>,
+    /// Keys of which the last word that was read is a deletion.
+    deleted: BTreeSet<Key>,
     withdrawn: BTreeMap<Key, Duration>,
     peaks: VecDeque<(Duration, usize)>,
     /// Last time a stream had been up for a while, and how long the consumer ran since.
@@ -90,6 +92,8 @@ pub(crate) struct Way {
     /// The number of the stream that counts.
     pub(crate) stream: u64,
     pub(crate) seen_expired: bool,
+    /// More was offered at some time than the quota takes.
+    ever_over: bool,
 }
 
 /// One offer as the consumer's end read it.
@@ -108,6 +112,8 @@ pub(crate) struct Stream {
     read: Vec<Read>,
     answered: usize,
     written: BTreeMap<(Key, u128), Duration>,
+    /// What was said last of each key.
+    last: BTreeMap<Key, Option<bytes::Bytes>>,
     /// What was offered at the instant of each bookmark; `None` if the owner had no right to one.
     bookmarks: BTreeMap<u64, (Option<u128>, u32)>,
     bookmark_read: BTreeMap<u64, Duration>,
@@ -122,6 +128,13 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(number: u64) -> Stream {
         Stream { number, ..Stream::default() }
+    }
+
+    /// These are to be sent, and what is sent from now on is sent before them.
+    pub(crate) fn note_dirty(&mut self, keys: &[Key]) {
+        for key in keys {
+            self.dirty.entry(key.clone()).or_insert(self.sent);
+        }
     }
 }
 
@@ -198,6 +211,7 @@ impl Model {
             written: BTreeMap::new(),
             applied_since: BTreeMap::new(),
             told_gone: BTreeMap::new(),
+            deleted: BTreeSet::new(),
             withdrawn: BTreeMap::new(),
             peaks: VecDeque::new(),
             up_since: None,
@@ -209,15 +223,17 @@ impl Model {
             left: false,
             stream: 0,
             seen_expired: false,
+            ever_over: false,
         };
         self.ways.insert(id, way);
     }
 
     /// What is offered on a way changed.
-    pub(crate) fn offer(&mut self, id: WayId, wanted: BTreeMap<Key, crate::truth::Meant>) {
+    pub(crate) fn offer(&mut self, id: WayId, wanted: BTreeMap<Key, crate::truth::Meant>) -> Vec<Key> {
         let now = self.now();
-        let Some(way) = self.ways.get_mut(&id) else { return };
+        let Some(way) = self.ways.get_mut(&id) else { return vec![] };
         let changed = way.offered.set(wanted, now);
+        way.ever_over |= !way.fits();
         for key in &changed {
             way.late.insert(key.clone(), now);
         }
@@ -226,6 +242,7 @@ impl Model {
             self.tally.add("changes of offers", many);
             self.log(&[1, id.0 as u64, id.1 as u64, many], || format!("{id:?} offers: {changed:?} changed"));
         }
+        changed
     }
 
     /// The consumer's operators changed their minds.
@@ -248,6 +265,11 @@ impl Way {
         }
     }
 
+    /// Whether the disk has more than readers see: the hold time may have ended.
+    pub(crate) fn may_be_expired(&self) -> bool {
+        self.durable.values().filter(|r| in_force(r)).count() > self.visible.len()
+    }
+
     /// The revisions of raw values, as this way's owner meant them.
     pub(crate) fn revisions(&self, values: &BTreeMap<Key, bytes::Bytes>) -> BTreeMap<Key, u64> {
         let revision = |(k, v): (&Key, &bytes::Bytes)| (k.clone(), self.offered.revision_of(k, v).unwrap_or(0));
@@ -266,9 +288,10 @@ impl Way {
 
     /// A set of keys that were changed on the way but whose change isn't visible, or is no more.
     fn settle_late(&mut self) {
-        let Way { late, offered, visible, policy, .. } = self;
+        let Way { late, offered, visible, policy, foreign_owner, .. } = self;
         late.retain(|key, _| match offered.now().get(key) {
-            None => visible.contains_key(key),
+            // What a foreign owner took back while nobody listened is settled much later.
+            None => visible.contains_key(key) && !*foreign_owner,
             Some(meant) if policy.imports && (policy.takes_aliens || !meant.alien) => {
                 visible.get(key) != Some(&meant.revision)
             }
@@ -298,7 +321,6 @@ impl Way {
 }
 
 fn in_force(record: &ImportRecord) -> bool {
-    use hamlet_core::durable::Verdict;
     record.in_force.is_some() || record.heard.as_ref().is_some_and(|h| h.verdict == Verdict::Admitted)
 }
 
@@ -322,7 +344,9 @@ impl Model {
                 if let Some(value) = &after {
                     let number = mark(&key, value);
                     way.heard_mark = way.heard_mark.wrapping_add(number);
-                    way.told_gone.remove(&key);
+                    if !way.deleted.contains(&key) {
+                        way.told_gone.remove(&key);
+                    }
                     if let Some(at) = way.written.get(&(key.clone(), number)) {
                         way.applied_since.insert(key.clone(), *at);
                     }
@@ -375,7 +399,12 @@ impl Model {
                     2 => "heard, refused",
                     k => what[k as usize],
                 };
-                format!("{id:?} commit {}: {what}", change.key)
+                let verdict = change.record.as_ref().and_then(|r| r.heard.as_ref()).map(|h| &h.verdict);
+                let rule = match verdict {
+                    Some(Verdict::Refused(rejection)) => rejection.rule.as_str(),
+                    _ => "",
+                };
+                format!("{id:?} commit {}: {what} {rule}", change.key)
             });
         }
         for (invariant, what) in complaints {
@@ -445,6 +474,7 @@ impl Model {
             way.down_run += passed;
         }
         let Some(seen) = seen else {
+            way.seen_expired |= expired;
             way.check_late(id, now, &mut complaints);
             self.finish(complaints);
             return;
@@ -490,8 +520,10 @@ impl Model {
             }
         }
         way.visible = seen;
-        let Way { told_gone, visible, .. } = way;
+        let Way { told_gone, visible, withdrawn, .. } = way;
         told_gone.retain(|key, _| visible.contains_key(key));
+        // What is offered again doesn't count.
+        withdrawn.retain(|key, _| !visible.contains_key(key));
         way.check_late(id, now, &mut complaints);
         self.tally.add("withdrawals seen", trips);
         self.log(&[3, id.0 as u64, id.1 as u64, trips], || format!("{id:?} readers see a change, gone {gone:?}"));
@@ -519,7 +551,12 @@ impl Way {
         if refused_long || alien {
             return None;
         }
-        let since = self.applied_since.get(key).copied().unwrap_or_default();
+        // A foreign owner queues what it says: when it wrote it says little.
+        let since = match self.foreign_owner {
+            true => self.offered.first_at(key, revision),
+            false => self.applied_since.get(key).copied(),
+        };
+        let since = since.unwrap_or_default();
         if !self.offered.withdrawn_since(key, since) {
             let what = format!("{id:?}: {key} (revision {revision}) was withdrawn; its owner offers it");
             return Some(("I5", what));
@@ -571,6 +608,7 @@ impl Model {
         self.tally.count("offers written");
         stream.sent += 1;
         stream.written.insert((key.clone(), mark(&key, value)), now);
+        stream.last.insert(key.clone(), (!deleted).then(|| value.to_vec().into()));
         stream.dirty.remove(&key);
         let Some(way) = self.ways.get(&id) else { return };
         let mut complaint = None;
@@ -578,7 +616,12 @@ impl Model {
             complaint = Some(("I4", format!("{id:?}: {key} is sent in a version that this consumer was never to see")));
         }
         let pass = 2 * (way.offered.now().len() as u64 + 8);
-        let starved = stream.dirty.iter().find(|(_, since)| stream.sent - **since > pass);
+        let owed = |key: &Key| match (way.offered.now().get(key), stream.last.get(key)) {
+            (Some(meant), Some(Some(said))) => meant.value != *said,
+            (None, None | Some(None)) => false,
+            _ => true,
+        };
+        let starved = stream.dirty.iter().find(|(key, since)| stream.sent - **since > pass && owed(key));
         if let Some((starved, since)) = starved {
             let what = format!("{id:?}: {starved} waits while {} others are sent", stream.sent - since);
             complaint = Some(("P2", what));
@@ -591,15 +634,6 @@ impl Model {
         }
     }
 
-    /// Keys of a way that changed while a stream was up, for the count of what is sent meanwhile.
-    pub(crate) fn note_dirty(&mut self, id: WayId, stream: &mut Stream) {
-        let Some(way) = self.ways.get(&id) else { return };
-        let since = stream.sent;
-        for key in way.late.keys() {
-            stream.dirty.entry(key.clone()).or_insert(since);
-        }
-        stream.dirty.retain(|key, _| way.late.contains_key(key));
-    }
 
     /// The owner wrote a bookmark; `set` is what it knew to offer at that instant.
     pub(crate) fn bookmark_written(&mut self, id: WayId, stream: &mut Stream, seq: u64, round: u32, set: Option<u128>) {
@@ -621,11 +655,13 @@ impl Model {
             match &read.value {
                 Some(value) => {
                     way.withdrawn.remove(&read.key);
+                    way.deleted.remove(&read.key);
                     let number = mark(&read.key, value);
                     let at = stream.written.get(&(read.key.clone(), number)).copied().unwrap_or(now);
                     way.written.insert((read.key.clone(), number), at);
                 }
                 None => {
+                    way.deleted.insert(read.key.clone());
                     way.told_gone.entry(read.key.clone()).or_insert(now);
                 }
             }
@@ -762,7 +798,8 @@ impl Model {
             return (left > 0).then(|| format!("{id:?}: {left} services are served without an import"));
         }
         let offered = way.offered.now();
-        let fits = way.fits();
+        // What was refused for want of room a foreign owner doesn't say again.
+        let fits = way.fits() && !(way.foreign_owner && way.ever_over);
         for (key, meant) in offered {
             let seen = way.visible.get(key).copied();
             if way.admits(meant) {

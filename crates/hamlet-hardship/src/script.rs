@@ -451,7 +451,10 @@ fn link_trouble(sim: &Sim) {
         1 => conns.iter().for_each(|c| c.pipe_of(writer).stall(true)),
         2 => {
             let more = world.draw.below(20) as u32;
-            conns.iter().for_each(|c| c.pipe_of(writer).vanish(more));
+            conns.iter().for_each(|c| {
+                c.note_vanished();
+                c.pipe_of(writer).vanish(more);
+            });
         }
         3 => {
             if let Some(net) = world.nets.get_mut(&pair(0, other)) {

@@ -98,6 +98,12 @@ impl Offered {
         history.iter().zip(ends).any(|((_, meant), end)| meant.is_none() && end >= since)
     }
 
+    /// When a revision was first offered.
+    pub(crate) fn first_at(&self, key: &str, revision: u64) -> Option<Duration> {
+        let mut history = self.history.get(key)?.iter();
+        history.find(|(_, m)| m.as_ref().is_some_and(|m| m.revision == revision)).map(|(at, _)| *at)
+    }
+
     /// Since when every revision of the key was one with an alien name.
     pub(crate) fn alien_since(&self, key: &str) -> Option<Duration> {
         let history = self.history.get(key)?;

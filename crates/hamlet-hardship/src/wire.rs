@@ -2,6 +2,7 @@
 //! the real codec in between, and the model looking at everything that passes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -34,6 +35,7 @@ pub(crate) struct Conn {
     /// What the dialler offers, and what the acceptor offers.
     streams: [Mutex<StreamModel>; 2],
     trouble: Mutex<Duration>,
+    vanished: AtomicBool,
 }
 
 impl Conn {
@@ -47,6 +49,7 @@ impl Conn {
             to_dialler: Pipe::new(delay),
             streams: [stream(), stream()],
             trouble: Mutex::new(now),
+            vanished: AtomicBool::new(false),
         })
     }
 
@@ -81,8 +84,14 @@ impl Conn {
 
     /// Everything vanishes from now on, both ways.
     pub(crate) fn vanish(&self, more: u32) {
+        self.note_vanished();
         self.to_acceptor.vanish(more);
         self.to_dialler.vanish(more);
+    }
+
+    /// Some of it vanishes: it won't be well again.
+    pub(crate) fn note_vanished(&self) {
+        self.vanished.store(true, Ordering::Relaxed);
     }
 
     /// Something happened now that may delay what passes.
@@ -91,7 +100,7 @@ impl Conn {
     }
 
     pub(crate) fn is_well(&self, now: Duration) -> bool {
-        now.saturating_sub(*self.trouble.lock()) >= WELL
+        !self.vanished.load(Ordering::Relaxed) && now.saturating_sub(*self.trouble.lock()) >= WELL
     }
 }
 

@@ -185,11 +185,10 @@ impl World {
     pub(crate) fn tell(&mut self, owner: MeshId) {
         for consumer in self.meshes[owner].peers.clone() {
             let wanted = self.wanted(owner, consumer);
-            let mut model = self.model.lock();
-            model.offer((owner, consumer), wanted);
+            let changed = self.model.lock().offer((owner, consumer), wanted);
             for conn in &self.conns {
                 if conn.joins(owner) && conn.joins(consumer) {
-                    model.note_dirty((owner, consumer), &mut conn.stream(owner).lock());
+                    conn.stream(owner).lock().note_dirty(&changed);
                 }
             }
         }
@@ -268,7 +267,9 @@ impl World {
                 way.set_health(healthy.get(&owner).copied().unwrap_or_default(), self.start.elapsed());
             }
             if !changed {
-                model.look(id, None, false, up);
+                let may_be = model.ways.get(&id).is_some_and(|w| w.may_be_expired());
+                let expired = may_be && link.status().expired;
+                model.look(id, None, expired, up);
                 continue;
             }
             let peer = link.peer();

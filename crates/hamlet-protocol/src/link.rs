@@ -287,6 +287,7 @@ impl Link {
             slice: Mutex::new(slice),
             stream: Mutex::new(None),
             down_ms: AtomicU64::new(loaded.state.down_ms),
+            closed_ms: AtomicU64::new(now.as_millis() as u64),
             commit_error: Mutex::new(None),
             last_end: Mutex::new(None),
             settle: Mutex::new(Settle::new()),
@@ -614,6 +615,7 @@ impl Link {
         }
         *stream = None;
         *self.state.last_end.lock() = Some(end.message.clone());
+        self.state.closed_ms.store(self.context.clock.now().as_millis() as u64, Ordering::Relaxed);
         drop(stream);
         let connection = if self.config.load().paused {
             Connection::Paused
