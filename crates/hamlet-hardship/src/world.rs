@@ -341,6 +341,7 @@ fn settings(owner: &str, policy: &Policy) -> ImportSettings {
         limits: policy.limits,
         guard: policy.guard,
         hold: policy.hold,
+        resync: Some(Duration::from_secs(600)),
     }
 }
 
