@@ -54,6 +54,7 @@ impl Foreign {
     }
 
     fn begin(&mut self) {
+        self.imported.clear();
         self.connected += 1;
         self.events = self.catalogue.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect();
     }

@@ -92,6 +92,8 @@ pub(crate) struct Way {
     /// The number of the stream that counts.
     pub(crate) stream: u64,
     pub(crate) seen_expired: bool,
+    /// Since when the last word on a key is refused.
+    refused: BTreeMap<Key, Duration>,
     /// More was offered at some time than the quota takes.
     ever_over: bool,
 }
@@ -223,6 +225,7 @@ impl Model {
             left: false,
             stream: 0,
             seen_expired: false,
+            refused: BTreeMap::new(),
             ever_over: false,
         };
         self.ways.insert(id, way);
@@ -350,6 +353,17 @@ impl Model {
                     if let Some(at) = way.written.get(&(key.clone(), number)) {
                         way.applied_since.insert(key.clone(), *at);
                     }
+                }
+            }
+            match change.record.as_ref().and_then(|r| r.heard.as_ref()).map(|h| &h.verdict) {
+                Some(Verdict::Refused(_)) if before == after => {
+                    way.refused.entry(key.clone()).or_insert(now);
+                }
+                Some(Verdict::Refused(_)) => {
+                    way.refused.insert(key.clone(), now);
+                }
+                _ => {
+                    way.refused.remove(&key);
                 }
             }
             match &change.record {
@@ -544,7 +558,8 @@ impl Way {
         if self.left || !self.policy.imports {
             return None;
         }
-        let refused_long = self.offered.alien_since(key).is_some_and(|at| {
+        let refused = self.refused.get(key).copied();
+        let refused_long = self.offered.alien_since(key).or(refused).is_some_and(|at| {
             now.saturating_sub(at) + SLACK >= self.policy.limits.refused_hold
         });
         let alien = !self.policy.takes_aliens && self.was_alien(key, revision);
@@ -585,7 +600,7 @@ impl Way {
     fn check_late(&mut self, id: WayId, now: Duration, complaints: &mut Vec<(&'static str, String)>) {
         self.settle_late();
         let Some(healthy) = self.healthy_since else { return };
-        if self.seen_expired || self.policy.guard.percent < 100 && !self.told_gone.is_empty() {
+        if self.ever_over || self.seen_expired || self.policy.guard.percent < 100 && !self.told_gone.is_empty() {
             return;
         }
         for (key, since) in &self.late {
@@ -615,14 +630,14 @@ impl Model {
         if !deleted && way.offered.revision_of(&key, value).is_none() {
             complaint = Some(("I4", format!("{id:?}: {key} is sent in a version that this consumer was never to see")));
         }
-        let pass = 2 * (way.offered.now().len() as u64 + 8);
+        let pass = 2 * (way.offered.ever_offered() as u64 + 8);
         let owed = |key: &Key| match (way.offered.now().get(key), stream.last.get(key)) {
             (Some(meant), Some(Some(said))) => meant.value != *said,
             (None, None | Some(None)) => false,
             _ => true,
         };
         let starved = stream.dirty.iter().find(|(key, since)| stream.sent - **since > pass && owed(key));
-        if let Some((starved, since)) = starved {
+        if let Some((starved, since)) = starved.filter(|_| !way.foreign_owner) {
             let what = format!("{id:?}: {starved} waits while {} others are sent", stream.sent - since);
             complaint = Some(("P2", what));
         }

@@ -73,6 +73,11 @@ impl Offered {
         &self.now
     }
 
+    /// How many keys were ever offered.
+    pub(crate) fn ever_offered(&self) -> usize {
+        self.history.len()
+    }
+
     /// The number of what is offered now.
     pub(crate) fn mark(&self) -> u128 {
         self.mark
