@@ -34,6 +34,28 @@ fn write_to(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
     bytes[from..to].copy_from_slice(data);
 }
 
+impl SimFile {
+    /// What is found of it: all that was synced, and of each write that wasn't so many of a
+    /// hundred sectors.
+    fn after(&self, draw: &mut Draw, kept: u64) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        for pending in &self.pending {
+            match pending {
+                Pending::SetLen(len) if draw.chance(kept) => bytes.resize(*len as usize, 0),
+                Pending::SetLen(_) => {}
+                Pending::Write(offset, data) => {
+                    for (n, sector) in data.chunks(SECTOR).enumerate() {
+                        if draw.chance(kept) {
+                            write_to(&mut bytes, offset + (n * SECTOR) as u64, sector);
+                        }
+                    }
+                }
+            }
+        }
+        bytes
+    }
+}
+
 /// What is wrong with the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -53,6 +75,7 @@ struct State {
     files: BTreeMap<u64, SimFile>,
     current: Option<u64>,
     new: Option<u64>,
+    journal: Option<u64>,
     aside: u64,
     fault: Fault,
     syncs: u64,
@@ -85,27 +108,14 @@ impl SimDisk {
         let kept = if killed { 100 } else { *draw.pick(&[0, 100, 50, 80, 20]).unwrap_or(&0) };
         let state = self.0.lock();
         let after = SimDisk::default();
-        let Some((id, file)) = state.current.and_then(|id| Some((id, state.files.get(&id)?))) else {
-            return after;
-        };
-        let mut bytes = file.durable.clone();
-        for pending in &file.pending {
-            match pending {
-                Pending::SetLen(len) if draw.chance(kept) => bytes.resize(*len as usize, 0),
-                Pending::SetLen(_) => {}
-                Pending::Write(offset, data) => {
-                    for (n, sector) in data.chunks(SECTOR).enumerate() {
-                        if draw.chance(kept) {
-                            write_to(&mut bytes, offset + (n * SECTOR) as u64, sector);
-                        }
-                    }
-                }
+        let mut new = after.0.lock();
+        (new.current, new.journal, new.aside) = (state.current, state.journal, state.aside);
+        for id in [state.current, state.journal].into_iter().flatten() {
+            if let Some(file) = state.files.get(&id) {
+                let bytes = file.after(draw, kept);
+                new.files.insert(id, SimFile { seen: bytes.clone(), durable: bytes, pending: vec![] });
             }
         }
-        let mut new = after.0.lock();
-        new.current = Some(id);
-        new.aside = state.aside;
-        new.files.insert(id, SimFile { seen: bytes.clone(), durable: bytes, pending: vec![] });
         drop(new);
         after
     }
@@ -146,6 +156,21 @@ impl Disk for SimDisk {
         state.current = None;
         state.aside += 1;
         Ok(format!("aside-{}", state.aside))
+    }
+
+    fn journal(&self) -> io::Result<Box<dyn StorageBackend>> {
+        let mut state = self.0.lock();
+        let next = state.files.keys().last().unwrap_or(&0) + 1;
+        let id = *state.journal.get_or_insert(next);
+        state.files.entry(id).or_default();
+        Ok(Box::new(Handle { disk: self.clone(), id }))
+    }
+
+    fn set_journal_aside(&self) -> io::Result<String> {
+        let mut state = self.0.lock();
+        state.journal = None;
+        state.aside += 1;
+        Ok(format!("journal-aside-{}", state.aside))
     }
 }
 

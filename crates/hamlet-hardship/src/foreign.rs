@@ -174,6 +174,7 @@ pub(crate) async fn serve(
         if let Some(way) = model.ways.get_mut(&(peer, me)) {
             way.stream = conn.number;
         }
+        model.foreign_dropped((peer, me));
     }
     let mut session = Session { sim: sim.clone(), conn: conn.clone(), me, peer, foreign: foreign.clone(), subscribed: false };
     let mut answers: VecDeque<pb::BidirectionalStream> = VecDeque::new();
@@ -183,6 +184,9 @@ pub(crate) async fn serve(
     'talking: loop {
         while foreign.lock().stalled {
             tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        if foreign.lock().connected != number {
+            break 'talking;
         }
         // Sends what it has to say first: it doesn't read while it can't write.
         let out = if session.subscribed && !greeted {
@@ -210,9 +214,6 @@ pub(crate) async fn serve(
                 Err(_) => session.crash("bytes that are no message"),
             },
             Ok(Ok(None) | Err(_)) => break 'talking,
-        }
-        if foreign.lock().connected != number {
-            break 'talking;
         }
     }
     reading.leave();

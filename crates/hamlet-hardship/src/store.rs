@@ -105,14 +105,24 @@ impl Inner {
         }
     }
 
-    async fn commit(&self, changes: Vec<ImportChange>) -> Result<(), CommitError> {
+    async fn commit(
+        &self,
+        changes: Vec<ImportChange>,
+        state: Option<(PeerName, PeerState)>,
+    ) -> Result<(), CommitError> {
         self.wait().await;
         let outcome = match &self.below {
-            Below::Real(store) => store.commit(changes.clone()).await,
+            Below::Real(store) => match state {
+                Some((peer, state)) => store.commit_with_state(changes.clone(), &peer, state).await,
+                None => store.commit(changes.clone()).await,
+            },
             Below::Shelf(shelf) => {
                 let outcome = self.failing();
                 if outcome.is_ok() {
                     shelf.commit(changes.clone());
+                    if let Some((peer, state)) = state {
+                        shelf.0.lock().entry(peer).or_default().state = state;
+                    }
                 }
                 outcome
             }
@@ -137,7 +147,7 @@ impl Inner {
 impl ImportStore for SpyStore {
     fn commit(&self, changes: Vec<ImportChange>) -> CommitFuture {
         let inner = self.inner.clone();
-        Box::pin(async move { inner.commit(changes).await })
+        Box::pin(async move { inner.commit(changes, None).await })
     }
 
     fn put_peer_state(&self, peer: &PeerName, state: PeerState) -> CommitFuture {
@@ -153,6 +163,16 @@ impl ImportStore for SpyStore {
                 }
             }
         })
+    }
+
+    fn commit_with_state(
+        &self,
+        changes: Vec<ImportChange>,
+        peer: &PeerName,
+        state: PeerState,
+    ) -> CommitFuture {
+        let (inner, peer) = (self.inner.clone(), peer.clone());
+        Box::pin(async move { inner.commit(changes, Some((peer, state))).await })
     }
 
     fn forget_peer(&self, peer: &PeerName) -> CommitFuture {

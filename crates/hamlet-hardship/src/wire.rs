@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use hamlet_protocol::dialect::v1alpha2::{V2Codec, read, status_code};
-use hamlet_protocol::dialect::{Incoming, Operation, Outgoing, Secret};
+use hamlet_protocol::dialect::{Dialect, Incoming, Operation, Outgoing, Secret};
 use hamlet_protocol::session::StreamEnd;
 use hamlet_protocol::stream::{Outbound, StreamCell};
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
@@ -346,7 +346,7 @@ async fn connect(sim: &Sim, from: MeshId, to: MeshId) -> Option<()> {
     if !runs {
         return None;
     }
-    let (cell, views) = link.open(true, &proven).await.ok()?;
+    let (cell, views) = link.open(Dialect::V1alpha2, true, &proven).await.ok()?;
     let conn = {
         let mut world = sim.lock();
         let number = world.number();
@@ -377,7 +377,7 @@ fn accept(sim: &Sim, conn: &Arc<Conn>, from: MeshId, to: MeshId) {
     let proven = world.proven(from);
     let (sim, conn) = (sim.clone(), conn.clone());
     process.spawner.spawn("accept", async move {
-        match link.open(false, &proven).await {
+        match link.open(Dialect::V1alpha2, false, &proven).await {
             Ok((cell, views)) => {
                 run_end(&sim, &conn, to, cell, views).await;
                 conn.pipe_of(to).finish(None);

@@ -7,13 +7,12 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use hamlet_core::lease::NameLeases;
-use hamlet_core::offers::{PublicationInputs, Publications};
+use hamlet_core::offers::PublicationInputs;
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
-use hamlet_core::view::VersionCounter;
 use hamlet_core::{LocalService, PeerName, ServiceName, SpiffeId};
 use hamlet_identity::{ProvenPeer, Role};
 use hamlet_protocol::dialect::Secret;
-use hamlet_protocol::dialect::service::TYPE_URL;
+use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_runtime::{Clock, Shutdown, Spawner, Supervisor};
@@ -77,7 +76,7 @@ pub(crate) struct Process {
     pub(crate) number: u64,
     supervisor: Supervisor,
     shutdown: Shutdown,
-    publications: Arc<Publications>,
+    publications: Arc<Offered>,
     catalogue: ImportedCatalogue,
     seen: watch::Receiver<u64>,
     pub(crate) links: BTreeMap<MeshId, Arc<Link>>,
@@ -322,6 +321,7 @@ impl World {
         let import = model.ways.get(&(owner, consumer)).map(|way| settings(name, &way.policy));
         LinkConfig {
             address: self.meshes[consumer].dials.contains(&owner).then(|| format!("{name}.example:1")),
+            version: None,
             context: Secret::new(CONTEXT),
             extensions_required: false,
             foreign_window: self.foreign_window,
@@ -471,7 +471,7 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
         its.log = its.log.wrapping_add(1);
     }
     let (below, loaded, store) = if its.real {
-        match Store::open_inline(Arc::new(its.disk.clone()), StoreOptions::default()) {
+        match Store::open_inline(Arc::new(its.disk.clone()), store_options()) {
             Ok(opened) => {
                 if opened.damage.is_some() {
                     model.lock().complain("I2", format!("mesh {mesh}: the store was found damaged"));
@@ -495,7 +495,7 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
         agent: "hamlet hardship".into(),
         instance: number,
         log_id: [its.log.wrapping_mul(16).wrapping_add(mesh as u8); 16],
-        publications: Arc::new(Publications::new(TYPE_URL, encoder(), VersionCounter::default())),
+        publications: Arc::new(Offered::encoded_by(encoder())),
         catalogue: ImportedCatalogue::new(),
         leases: NameLeases::new(),
         store: SpyStore::new(mesh, below, its.disk.clone(), its.pace.clone(), names, model, draw),
@@ -505,6 +505,11 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
     let configs = its.peers.clone();
     let configs = configs.into_iter().map(|p| (p, world.link_config(mesh, p))).collect();
     (context, configs, loaded, supervisor, store, number)
+}
+
+/// A journal so small that it is soon full, and checkpoints happen.
+fn store_options() -> StoreOptions {
+    StoreOptions { journal_segment_bytes: hamlet_store::SEGMENT_BYTES_MIN, ..StoreOptions::default() }
 }
 
 /// Tells the model what readers see, whenever it changes.

@@ -226,6 +226,10 @@ impl Importer {
                 self.withdraw_all().await;
             }
             let foreign = cell.look(|s| *s.class() == PeerClass::Foreign);
+            if let Some(at) = cell.look(|s| s.consumer.heard_by(&batch)) {
+                // Also if the disk won't keep it: then more is said to be heard than is.
+                self.heard(at);
+            }
             let said = if foreign { self.settling(&cell, &batch) } else { vec![] };
             let early = is_on(SeededBug::AckBeforeDurable).then(|| batch.changes.clone());
             let outcome = match early {
@@ -254,11 +258,30 @@ impl Importer {
         self.work.notify_one();
     }
 
+    /// We have heard the owner up to here; within one log that only grows.
+    fn heard(&mut self, at: ProvenAt) {
+        match &mut self.proven {
+            Some(before) if before.log_id == at.log_id => before.revision = before.revision.max(at.revision),
+            _ => self.proven = Some(at),
+        }
+    }
+
+    /// The peer's state as it is now.
+    fn peer_state(&self) -> PeerState {
+        let down_ms = self.state.down_ms.load(std::sync::atomic::Ordering::Relaxed);
+        let mut state = PeerState { down_ms, ..self.stored.clone() };
+        if let Some(proven) = &self.proven {
+            state.log_id.clone_from(&proven.log_id);
+            state.revision = proven.revision;
+        }
+        state
+    }
+
     /// What a later hello says of the owner's log; stored with the peer's other state.
     fn note_proof(&mut self, cell: &StreamCell) {
         let proven = cell.look(|s| s.consumer.proven_at().cloned());
         if let Some(proven) = proven.filter(|p| !p.log_id.is_empty()) {
-            self.proven = Some(proven);
+            self.heard(proven);
         }
     }
 
@@ -372,9 +395,19 @@ impl Importer {
         }
         all.extend_from_slice(changes);
         let keys = all.iter().map(|c| c.key.clone()).collect();
-        let mut commit = self.store.commit(all);
+        let state = self.peer_state();
+        // How far we have heard the owner has to survive with what we have heard.
+        let mut commit = match state.revision != self.stored.revision || state.log_id != self.stored.log_id {
+            true => self.store.commit_with_state(all, &self.peer, state.clone()),
+            false => self.store.commit(all),
+        };
         match tokio::time::timeout(COMMIT_DEADLINE, &mut commit).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                if outcome.is_ok() {
+                    self.stored = state;
+                }
+                outcome
+            }
             Err(_) => {
                 self.stuck = Some((commit, keys));
                 Err(late())
@@ -462,12 +495,7 @@ impl Importer {
     }
 
     async fn save_state(&mut self) {
-        let down_ms = self.state.down_ms.load(std::sync::atomic::Ordering::Relaxed);
-        let mut state = PeerState { down_ms, ..self.stored.clone() };
-        if let Some(proven) = &self.proven {
-            state.log_id.clone_from(&proven.log_id);
-            state.revision = proven.revision;
-        }
+        let state = self.peer_state();
         if state != self.stored && self.store.put_peer_state(&self.peer, state.clone()).await.is_ok() {
             self.stored = state;
         }
