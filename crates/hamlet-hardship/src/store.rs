@@ -2,7 +2,7 @@
 //! commit takes, and the model told of what the disk has acknowledged.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::disk::{Fault, SimDisk};
 use crate::draw::Draw;
 use crate::model::{Model, Shared};
 use crate::truth::MeshId;
+use crate::world::World;
 
 /// How fast a mesh's disk is.
 #[derive(Debug, Default)]
@@ -69,9 +70,12 @@ struct Inner {
     names: BTreeMap<PeerName, MeshId>,
     model: Shared<Model>,
     draw: Mutex<Draw>,
+    /// To look at what readers see before what is durable moves on.
+    world: Weak<Mutex<World>>,
 }
 
 impl SpyStore {
+    #[allow(clippy::too_many_arguments)] // the parts of one process
     pub(crate) fn new(
         mesh: MeshId,
         below: Below,
@@ -80,8 +84,9 @@ impl SpyStore {
         names: BTreeMap<PeerName, MeshId>,
         model: Shared<Model>,
         draw: Draw,
+        world: Weak<Mutex<World>>,
     ) -> Arc<SpyStore> {
-        let inner = Inner { mesh, below, disk, pace, names, model, draw: Mutex::new(draw) };
+        let inner = Inner { mesh, below, disk, pace, names, model, draw: Mutex::new(draw), world };
         Arc::new(SpyStore { inner: Arc::new(inner) })
     }
 }
@@ -127,6 +132,9 @@ impl Inner {
                 outcome
             }
         };
+        if let Some(world) = self.world.upgrade() {
+            world.lock().observe(self.mesh);
+        }
         {
             let mut model = self.model.lock();
             if outcome.is_ok() {

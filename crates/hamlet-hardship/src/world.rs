@@ -498,7 +498,10 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
         publications: Arc::new(Offered::encoded_by(encoder())),
         catalogue: ImportedCatalogue::new(),
         leases: NameLeases::new(),
-        store: SpyStore::new(mesh, below, its.disk.clone(), its.pace.clone(), names, model, draw),
+        store: {
+            let (disk, pace) = (its.disk.clone(), its.pace.clone());
+            SpyStore::new(mesh, below, disk, pace, names, model, draw, Arc::downgrade(sim))
+        },
         clock,
         spawner: supervisor.spawner(),
     };
