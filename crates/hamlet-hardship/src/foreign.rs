@@ -171,9 +171,7 @@ pub(crate) async fn serve(
     {
         let world = sim.lock();
         let mut model = world.model.lock();
-        if let Some(way) = model.ways.get_mut(&(peer, me)) {
-            way.stream = conn.number;
-        }
+        model.begin_stream((peer, me), conn.number);
         model.foreign_dropped((peer, me));
     }
     let mut session = Session { sim: sim.clone(), conn: conn.clone(), me, peer, foreign: foreign.clone(), subscribed: false };

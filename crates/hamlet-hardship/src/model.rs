@@ -68,6 +68,10 @@ pub(crate) struct Way {
     /// What readers see: revisions by key.
     visible: BTreeMap<Key, u64>,
     newest: BTreeMap<Key, u64>,
+    /// What was read on the stream that counts.
+    current: BTreeSet<(Key, u128)>,
+    /// A commit was so late that it may have outlived its stream.
+    late_commit: bool,
     /// When the offers that were read had been written by their owner.
     written: BTreeMap<(Key, u128), Duration>,
     /// When the offer that is durable was written by its owner.
@@ -210,6 +214,8 @@ impl Model {
             heard_log: [(Duration::ZERO, 0)].into(),
             visible: BTreeMap::new(),
             newest: BTreeMap::new(),
+            current: BTreeSet::new(),
+            late_commit: false,
             written: BTreeMap::new(),
             applied_since: BTreeMap::new(),
             told_gone: BTreeMap::new(),
@@ -229,6 +235,14 @@ impl Model {
             ever_over: false,
         };
         self.ways.insert(id, way);
+    }
+
+    /// From now on this stream counts, and no older one.
+    pub(crate) fn begin_stream(&mut self, id: WayId, number: u64) {
+        if let Some(way) = self.ways.get_mut(&id) {
+            way.stream = number;
+            way.current.clear();
+        }
     }
 
     /// What is offered on a way changed.
@@ -330,8 +344,13 @@ fn in_force(record: &ImportRecord) -> bool {
 /// What the disk says.
 impl Model {
     /// A commit became durable.
-    pub(crate) fn committed(&mut self, consumer: MeshId, changes: &[(MeshId, ImportChange)]) {
+    pub(crate) fn committed(&mut self, consumer: MeshId, changes: &[(MeshId, ImportChange)], late: bool) {
         let now = self.now();
+        for (owner, _) in changes.iter().filter(|_| late) {
+            if let Some(way) = self.ways.get_mut(&(*owner, consumer)) {
+                way.late_commit = true;
+            }
+        }
         self.tally.count("commits");
         let mut complaints = vec![];
         for (owner, change) in changes {
@@ -373,6 +392,13 @@ impl Model {
                 None => {
                     way.durable.remove(&key);
                 }
+            }
+            if let (Some(value), true) = (&after, before != after)
+                && !way.late_commit
+                && !way.current.contains(&(key.clone(), mark(&key, value)))
+            {
+                let what = format!("{id:?} keeps {key} as an older stream brought it, after a newer one said what is held");
+                complaints.push(("P4", what));
             }
             if let (Some(value), true) = (&after, before != after)
                 && way.offered.revision_of(&key, value).is_none()
@@ -444,6 +470,7 @@ impl Model {
             way.observe_peak(now);
             way.visible.clear();
             way.seen_expired = false;
+            way.late_commit = false;
             way.looked = Some(now);
             way.up_since = None;
         }
@@ -674,6 +701,7 @@ impl Model {
                     let number = mark(&read.key, value);
                     let at = stream.written.get(&(read.key.clone(), number)).copied().unwrap_or(now);
                     way.written.insert((read.key.clone(), number), at);
+                    way.current.insert((read.key.clone(), number));
                 }
                 None => {
                     way.deleted.insert(read.key.clone());

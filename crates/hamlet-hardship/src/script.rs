@@ -32,11 +32,14 @@ pub(crate) struct Stage {
     real: bool,
     fat: usize,
     hostile: bool,
+    /// One consumer stands still, and the other must not notice.
+    neighbours: bool,
     policy: Policy,
 }
 
 fn stage(draw: &mut Draw) -> Stage {
     let hostile = draw.chance(2);
+    let neighbours = !hostile && draw.chance(3);
     let fat = if draw.chance(12) { 58_000 } else { 0 };
     let services = match draw.below(10) {
         _ if hostile => 0,
@@ -62,12 +65,13 @@ fn stage(draw: &mut Draw) -> Stage {
         steps: draw.between(8, 40),
         services,
         consumers: if hostile { 1 } else { draw.between(1, 2) as usize },
-        foreign: !hostile && draw.chance(40),
+        foreign: neighbours || !hostile && draw.chance(40),
         both_publish: draw.chance(40),
         both_dial: draw.chance(25),
         real: draw.chance(10),
         fat,
         hostile,
+        neighbours,
         policy,
     }
 }
@@ -232,6 +236,19 @@ fn a_hamlet(world: &mut World) -> MeshId {
 fn an_other(world: &mut World) -> MeshId {
     let all = world.meshes.len() as u64;
     world.draw.between(1, all - 1) as usize
+}
+
+/// The foreign consumer stands still for long while services change; nothing else is wrong.
+async fn neighbours(sim: &Sim, stage: &Stage) {
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    foreign_stall(sim);
+    for _ in 0..20 {
+        {
+            let mut world = sim.lock();
+            change_something(&mut world, stage, 0);
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
 }
 
 /// Notes that something is wrong between two meshes, for everybody who measures.
@@ -597,6 +614,17 @@ fn second_stream(sim: &Sim) {
                 });
             }
         }
+        if world.draw.chance(50) {
+            // What the old stream brought is still on its way to the disk.
+            let mesh = if world.draw.chance(50) { 0 } else { other };
+            trouble(&world, mesh, None);
+            world.meshes[mesh].pace.slowest_ms.store(1_500, Ordering::Relaxed);
+            let (spawner, again) = (world.spawner.clone(), sim.clone());
+            spawner.spawn("later", async move {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                heal_disk(&mut again.lock(), mesh);
+            });
+        }
         happened(&world, "second streams", &[41, other as u64]);
         if dials { (0, other) } else { (other, 0) }
     };
@@ -641,6 +669,8 @@ pub(crate) async fn play(sim: &Sim) {
     set_up(sim, &stage).await;
     if stage.hostile {
         crate::hostile::play(sim).await;
+    } else if stage.neighbours {
+        neighbours(sim, &stage).await;
     } else {
         for _ in 0..stage.steps {
             hardship(sim, &stage).await;

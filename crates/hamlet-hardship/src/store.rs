@@ -17,6 +17,9 @@ use crate::model::{Model, Shared};
 use crate::truth::MeshId;
 use crate::world::World;
 
+/// A commit that takes longer may outlive the stream it came from.
+const LATE: Duration = Duration::from_secs(9);
+
 /// How fast a mesh's disk is.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
@@ -115,6 +118,7 @@ impl Inner {
         changes: Vec<ImportChange>,
         state: Option<(PeerName, PeerState)>,
     ) -> Result<(), CommitError> {
+        let began = tokio::time::Instant::now();
         self.wait().await;
         let outcome = match &self.below {
             Below::Real(store) => match state {
@@ -140,7 +144,7 @@ impl Inner {
             if outcome.is_ok() {
                 let mine = |c: ImportChange| Some((*self.names.get(&c.peer)?, c));
                 let changes: Vec<_> = changes.into_iter().filter_map(mine).collect();
-                model.committed(self.mesh, &changes);
+                model.committed(self.mesh, &changes, began.elapsed() > LATE);
             } else {
                 model.tally.count("commits refused by the disk");
                 model.log(&[20, self.mesh as u64], || format!("mesh {}: a commit failed", self.mesh));

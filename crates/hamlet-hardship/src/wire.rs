@@ -300,9 +300,7 @@ async fn run_end(
         let Some(process) = &world.meshes[me].process else { return gone() };
         let Some(link) = process.links.get(&other).cloned() else { return gone() };
         let mut model = world.model.lock();
-        if let Some(way) = model.ways.get_mut(&(other, me)) {
-            way.stream = conn.number;
-        }
+        model.begin_stream((other, me), conn.number);
         (link, process.spawner.clone())
     };
     let outbound = Outbound::new(cell.clone());

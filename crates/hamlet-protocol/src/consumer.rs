@@ -260,6 +260,14 @@ impl ConsumerSession {
         known.then(|| ProvenAt { log_id: self.log_id.clone(), revision: batch.version })
     }
 
+    /// What a seeded bug does with the stream that this one replaces: its inbox still counts.
+    pub fn continue_from(&mut self, older: &mut ConsumerSession) {
+        if is_on(SeededBug::OldStreamWrites) {
+            self.inbox.append(&mut older.inbox);
+            self.inbox_bytes += std::mem::take(&mut older.inbox_bytes);
+        }
+    }
+
     /// Counters and last facts.
     pub fn stats(&self) -> ConsumerStats {
         ConsumerStats { round_seen: self.marked.as_ref().map(|m| m.len() as u64), ..self.stats }
@@ -484,12 +492,12 @@ impl ConsumerSession {
         match ext::begin::Mode::try_from(begin.mode) {
             Ok(ext::begin::Mode::WantBuckets) => self.send_buckets(slice),
             Ok(ext::begin::Mode::Scope) => {
-                self.marked = Some(BTreeSet::new());
+                self.marked = Some(slice.surviving_marks(&[], &[]));
                 let level = Level::from_number(begin.level);
                 self.scope = level.and_then(|level| Scope::from_bytes(level, &begin.scope));
             }
             Ok(ext::begin::Mode::All) => {
-                self.marked = Some(BTreeSet::new());
+                self.marked = Some(slice.surviving_marks(&[], &[]));
                 self.full = true;
             }
             _ => {}
@@ -582,11 +590,12 @@ impl ConsumerSession {
     /// swept, so nothing else needs a mark: marks are bounded by what may be heard.
     fn mark<J: Judge>(
         &mut self,
-        slice: &ImportedSlice<J>,
+        slice: &mut ImportedSlice<J>,
         upserted: Vec<Arc<str>>,
         deleted: Vec<Arc<str>>,
         except: &BTreeSet<Arc<str>>,
     ) {
+        slice.surviving_marks(&upserted, &deleted);
         let Some(marked) = &mut self.marked else { return };
         marked.extend(upserted.into_iter().filter(|key| slice.hears(key) && !except.contains(key)));
         for key in deleted {

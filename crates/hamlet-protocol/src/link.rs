@@ -497,7 +497,8 @@ impl Link {
         // What is heard must not change between the question and the new stream's place: nothing
         // more is taken from an older stream, and of two that open at once the later one counts.
         let opening = self.opening.fetch_add(1, Ordering::SeqCst) + 1;
-        if let Some(old) = self.state.stream.lock().take() {
+        let old = self.state.stream.lock().take();
+        if let Some(old) = &old {
             old.end(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
         }
         let held = self.held().await?;
@@ -516,6 +517,9 @@ impl Link {
             foreign_window: config.foreign_window,
         };
         let cell = self.cell(session, config.message_bytes());
+        if let Some(old) = old {
+            old.change(|old| cell.change(|new| new.consumer.continue_from(&mut old.consumer)));
+        }
         self.occupy(&cell, opening)?;
         if !dialled {
             self.pin(dialect);
