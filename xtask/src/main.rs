@@ -1,4 +1,4 @@
-//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches and chaos.
+//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches, chaos and hardship.
 //!
 //! Nothing here ships. Every errand that judges ends with one line `N passed, N failed`, and fails
 //! when anything failed.
@@ -6,6 +6,7 @@
 mod bench;
 mod chaos;
 mod docs;
+mod hardship;
 mod report;
 mod scratch;
 mod tidy;
@@ -22,6 +23,7 @@ use clap::{Parser, Subcommand};
 ///   cargo xtask docs --check
 ///   cargo xtask bench sync --services 10000 --json sync.json
 ///   cargo xtask chaos --kills 200 --seed 7
+///   cargo xtask hardship --seeds 5000
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", verbatim_doc_comment)]
 struct Cli {
@@ -36,6 +38,7 @@ enum Errand {
     #[command(subcommand)]
     Bench(bench::Bench),
     Chaos(chaos::ChaosOptions),
+    Hardship(hardship::HardshipOptions),
     /// One end of a bench, as a process of its own
     #[command(hide = true)]
     BenchEnd(bench::EndOptions),
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Errand::Docs(options) => docs::run(&options),
         Errand::Bench(bench) => bench::run(bench),
         Errand::Chaos(options) => chaos::run(&options),
+        Errand::Hardship(options) => hardship::run(&options),
         Errand::BenchEnd(options) => bench::run_end(&options).map(|()| true),
     };
     match outcome {

@@ -74,7 +74,9 @@ impl Campaign {
         let found: Mutex<Option<(u64, Violation)>> = Mutex::new(None);
         self.each(|seed| {
             let outcome = run_seed(seed, Some(bug), false)?;
-            let Some(violation) = outcome.violation.filter(|v| v.invariant != "panic") else { return Ok(true) };
+            let Some(violation) = outcome.violation.filter(|v| v.invariant != "panic") else {
+                return Ok(true);
+            };
             let mut found = found.lock();
             let nth = seed.wrapping_sub(self.first) + 1;
             if found.as_ref().is_none_or(|(before, _)| nth < *before) {
@@ -104,7 +106,8 @@ impl Campaign {
             let threads: Vec<_> = (0..self.threads.max(1)).map(|_| scope.spawn(work)).collect();
             let mut outcome = Ok(());
             for thread in threads {
-                let ended = thread.join().unwrap_or_else(|_| Err(std::io::Error::other("a simulation panicked")));
+                let ended =
+                    thread.join().unwrap_or_else(|_| Err(std::io::Error::other("a simulation panicked")));
                 outcome = outcome.and(ended);
             }
             outcome

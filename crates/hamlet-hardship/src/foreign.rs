@@ -153,7 +153,10 @@ impl Session {
         };
         if status.code == 14 {
             let model = self.sim.lock().model.clone();
-            let what = format!("the foreign owner {} is refused something as UNAVAILABLE; it won't say it again", self.me);
+            let what = format!(
+                "the foreign owner {} is refused something as UNAVAILABLE; it won't say it again",
+                self.me
+            );
             model.lock().complain("I8", what);
         }
     }
@@ -174,7 +177,14 @@ pub(crate) async fn serve(
         model.begin_stream((peer, me), conn.number);
         model.foreign_dropped((peer, me));
     }
-    let mut session = Session { sim: sim.clone(), conn: conn.clone(), me, peer, foreign: foreign.clone(), subscribed: false };
+    let mut session = Session {
+        sim: sim.clone(),
+        conn: conn.clone(),
+        me,
+        peer,
+        foreign: foreign.clone(),
+        subscribed: false,
+    };
     let mut answers: VecDeque<pb::BidirectionalStream> = VecDeque::new();
     foreign.lock().begin();
     let number = foreign.lock().connected;

@@ -289,7 +289,8 @@ impl Way {
 
     /// The revisions of raw values, as this way's owner meant them.
     pub(crate) fn revisions(&self, values: &BTreeMap<Key, bytes::Bytes>) -> BTreeMap<Key, u64> {
-        let revision = |(k, v): (&Key, &bytes::Bytes)| (k.clone(), self.offered.revision_of(k, v).unwrap_or(0));
+        let revision =
+            |(k, v): (&Key, &bytes::Bytes)| (k.clone(), self.offered.revision_of(k, v).unwrap_or(0));
         values.iter().map(revision).collect()
     }
 
@@ -397,7 +398,9 @@ impl Model {
                 && !way.late_commit
                 && !way.current.contains(&(key.clone(), mark(&key, value)))
             {
-                let what = format!("{id:?} keeps {key} as an older stream brought it, after a newer one said what is held");
+                let what = format!(
+                    "{id:?} keeps {key} as an older stream brought it, after a newer one said what is held"
+                );
                 complaints.push(("P4", what));
             }
             if let (Some(value), true) = (&after, before != after)
@@ -423,7 +426,8 @@ impl Model {
                 complaints.push(("I7", what));
             }
             if heard_keys > 2 * limits.services {
-                let what = format!("{id:?}: {heard_keys} services are kept, the quota is {}", limits.services);
+                let what =
+                    format!("{id:?}: {heard_keys} services are kept, the quota is {}", limits.services);
                 complaints.push(("I7", what));
             }
         }
@@ -458,7 +462,8 @@ impl Model {
         let kept: BTreeMap<&str, &ImportRecord> = way.durable.iter().map(|(k, r)| (&**k, r)).collect();
         let found: BTreeMap<&str, &ImportRecord> = records.iter().map(|(k, r)| (k.as_str(), r)).collect();
         if kept != found {
-            let missing: Vec<_> = kept.iter().filter(|(k, r)| found.get(**k) != Some(r)).map(|(k, _)| *k).collect();
+            let missing: Vec<_> =
+                kept.iter().filter(|(k, r)| found.get(**k) != Some(r)).map(|(k, _)| *k).collect();
             let extra: Vec<_> = found.keys().filter(|k| !kept.contains_key(**k)).copied().collect();
             let what = format!("{id:?}: after a restart the disk lost {missing:?} and has {extra:?} besides");
             self.complain("I2", what);
@@ -567,7 +572,9 @@ impl Model {
         withdrawn.retain(|key, _| !visible.contains_key(key));
         way.check_late(id, now, &mut complaints);
         self.tally.add("withdrawals seen", trips);
-        self.log(&[3, id.0 as u64, id.1 as u64, trips], || format!("{id:?} readers see a change, gone {gone:?}"));
+        self.log(&[3, id.0 as u64, id.1 as u64, trips], || {
+            format!("{id:?} readers see a change, gone {gone:?}")
+        });
         self.finish(complaints);
     }
 
@@ -586,9 +593,11 @@ impl Way {
             return None;
         }
         let refused = self.refused.get(key).copied();
-        let refused_long = self.offered.alien_since(key).or(refused).is_some_and(|at| {
-            now.saturating_sub(at) + SLACK >= self.policy.limits.refused_hold
-        });
+        let refused_long = self
+            .offered
+            .alien_since(key)
+            .or(refused)
+            .is_some_and(|at| now.saturating_sub(at) + SLACK >= self.policy.limits.refused_hold);
         let alien = !self.policy.takes_aliens && self.was_alien(key, revision);
         if refused_long || alien {
             return None;
@@ -603,9 +612,10 @@ impl Way {
             let what = format!("{id:?}: {key} (revision {revision}) was withdrawn; its owner offers it");
             return Some(("I5", what));
         }
-        let waited = self.told_gone.get(key).is_some_and(|at| {
-            now.saturating_sub(*at) + SLACK >= self.policy.guard.wait
-        });
+        let waited = self
+            .told_gone
+            .get(key)
+            .is_some_and(|at| now.saturating_sub(*at) + SLACK >= self.policy.guard.wait);
         if self.policy.guard.percent < 100 && !waited {
             self.withdrawn.insert(key.clone(), now);
             let limit = self.guard_limit();
@@ -627,13 +637,18 @@ impl Way {
     fn check_late(&mut self, id: WayId, now: Duration, complaints: &mut Vec<(&'static str, String)>) {
         self.settle_late();
         let Some(healthy) = self.healthy_since else { return };
-        if self.ever_over || self.seen_expired || self.policy.guard.percent < 100 && !self.told_gone.is_empty() {
+        if self.ever_over
+            || self.seen_expired
+            || self.policy.guard.percent < 100 && !self.told_gone.is_empty()
+        {
             return;
         }
         for (key, since) in &self.late {
             let since = (*since).max(healthy);
             if now.saturating_sub(since) > DELIVERY_BUDGET {
-                let what = format!("{id:?}: a change of {key} is not there after {DELIVERY_BUDGET:?}, and nothing is wrong between the two");
+                let what = format!(
+                    "{id:?}: a change of {key} is not there after {DELIVERY_BUDGET:?}, and nothing is wrong between the two"
+                );
                 complaints.push(("I10", what));
                 return;
             }
@@ -644,7 +659,14 @@ impl Way {
 /// What the ends of a stream write and read.
 impl Model {
     /// The owner wrote an offer.
-    pub(crate) fn offer_written(&mut self, id: WayId, stream: &mut Stream, key: &str, value: &[u8], deleted: bool) {
+    pub(crate) fn offer_written(
+        &mut self,
+        id: WayId,
+        stream: &mut Stream,
+        key: &str,
+        value: &[u8],
+        deleted: bool,
+    ) {
         let now = self.now();
         let key: Key = key.into();
         self.tally.count("offers written");
@@ -655,7 +677,10 @@ impl Model {
         let Some(way) = self.ways.get(&id) else { return };
         let mut complaint = None;
         if !deleted && way.offered.revision_of(&key, value).is_none() {
-            complaint = Some(("I4", format!("{id:?}: {key} is sent in a version that this consumer was never to see")));
+            complaint = Some((
+                "I4",
+                format!("{id:?}: {key} is sent in a version that this consumer was never to see"),
+            ));
         }
         let pass = 2 * (way.offered.ever_offered() as u64 + 8);
         let owed = |key: &Key| match (way.offered.now().get(key), stream.last.get(key)) {
@@ -676,9 +701,15 @@ impl Model {
         }
     }
 
-
     /// The owner wrote a bookmark; `set` is what it knew to offer at that instant.
-    pub(crate) fn bookmark_written(&mut self, id: WayId, stream: &mut Stream, seq: u64, round: u32, set: Option<u128>) {
+    pub(crate) fn bookmark_written(
+        &mut self,
+        id: WayId,
+        stream: &mut Stream,
+        seq: u64,
+        round: u32,
+        set: Option<u128>,
+    ) {
         self.tally.count("bookmarks");
         if round != 0 {
             self.tally.count("rounds ended");
@@ -758,7 +789,8 @@ impl Model {
             return;
         }
         if refusal == Some(14) && way.foreign_owner {
-            let what = format!("{id:?}: a foreign owner is refused {key} as UNAVAILABLE; it won't say it again");
+            let what =
+                format!("{id:?}: a foreign owner is refused {key} as UNAVAILABLE; it won't say it again");
             self.complain("I8", what);
             return;
         }
@@ -847,7 +879,10 @@ impl Model {
             let seen = way.visible.get(key).copied();
             if way.admits(meant) {
                 if fits && seen != Some(meant.revision) {
-                    return Some(format!("{id:?}: {key} is offered in revision {}, readers see {seen:?}", meant.revision));
+                    return Some(format!(
+                        "{id:?}: {key} is offered in revision {}, readers see {seen:?}",
+                        meant.revision
+                    ));
                 }
                 if seen.is_some_and(|seen| seen > meant.revision) {
                     return Some(format!("{id:?}: {key} is served in a revision that isn't offered"));

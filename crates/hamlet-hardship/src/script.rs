@@ -386,7 +386,8 @@ async fn import(sim: &Sim) {
         let consumer = a_hamlet(&mut world);
         let owner = if consumer == 0 { an_other(&mut world) } else { 0 };
         let drops = world.draw.chance(20);
-        let Some(link) = world.meshes[consumer].process.as_ref().and_then(|p| p.links.get(&owner).cloned()) else {
+        let Some(link) = world.meshes[consumer].process.as_ref().and_then(|p| p.links.get(&owner).cloned())
+        else {
             return;
         };
         let id = (owner, consumer);
@@ -510,7 +511,10 @@ async fn process_trouble(sim: &Sim) {
     let (mesh, death, away) = {
         let mut world = sim.lock();
         let mesh = a_hamlet(&mut world);
-        let death = *world.draw.pick(&[Death::Stop, Death::Stop, Death::Kill, Death::PowerCut]).unwrap_or(&Death::Kill);
+        let death = *world
+            .draw
+            .pick(&[Death::Stop, Death::Stop, Death::Kill, Death::PowerCut])
+            .unwrap_or(&Death::Kill);
         let name = match death {
             Death::Stop => "restarts",
             Death::Kill => "kills",

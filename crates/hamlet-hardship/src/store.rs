@@ -2,8 +2,8 @@
 //! commit takes, and the model told of what the disk has acknowledged.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hamlet_core::PeerName;

@@ -366,7 +366,8 @@ fn accept(sim: &Sim, conn: &Arc<Conn>, from: MeshId, to: MeshId) {
     let there = &world.meshes[to];
     if let Some(foreign) = &there.foreign {
         let (reading, writing) = (conn.pipe_of(from).clone(), conn.pipe_of(to).clone());
-        let task = crate::foreign::serve(sim.clone(), foreign.clone(), conn.clone(), reading, writing, (to, from));
+        let task =
+            crate::foreign::serve(sim.clone(), foreign.clone(), conn.clone(), reading, writing, (to, from));
         world.spawner.spawn("foreign", task);
         return;
     }

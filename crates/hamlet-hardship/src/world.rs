@@ -225,8 +225,7 @@ impl World {
             if mesh.shut.contains(&peer) {
             } else if hides {
                 let shown = read.keys().filter(|k| !mesh.hidden.contains(&((**k).clone(), peer)));
-                let names: BTreeSet<ServiceName> =
-                    shown.filter_map(|k| ServiceName::parse(k).ok()).collect();
+                let names: BTreeSet<ServiceName> = shown.filter_map(|k| ServiceName::parse(k).ok()).collect();
                 rules.push(rule(format!("for-{name}"), names, false, [name].into()));
             } else {
                 alike.insert(name);
