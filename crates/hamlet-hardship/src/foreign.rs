@@ -243,7 +243,6 @@ fn offer(session: &Session) -> Option<pb::BidirectionalStream> {
     let model = session.sim.lock().model.clone();
     let mut stream = session.conn.stream(session.me).lock();
     let way = (session.me, session.peer);
-    let deleted = value.is_none();
-    model.lock().offer_written(way, &mut stream, &key, &value.unwrap_or_default(), deleted);
+    model.lock().offer_written(way, &mut stream, &key, value.as_deref(), None);
     Some(pb::BidirectionalStream { request: None, response: Some(response) })
 }

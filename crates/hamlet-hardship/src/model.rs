@@ -532,6 +532,8 @@ impl Model {
             self.finish(complaints);
             return;
         }
+        // What is offered again doesn't count.
+        way.withdrawn.retain(|key, _| !seen.contains_key(key));
         let gone: Vec<Key> = way.visible.keys().filter(|k| !seen.contains_key(*k)).cloned().collect();
         if expired_now {
             let early = way.policy.hold.is_none_or(|hold| way.down_run + SLACK < hold);
@@ -566,10 +568,8 @@ impl Model {
             }
         }
         way.visible = seen;
-        let Way { told_gone, visible, withdrawn, .. } = way;
+        let Way { told_gone, visible, .. } = way;
         told_gone.retain(|key, _| visible.contains_key(key));
-        // What is offered again doesn't count.
-        withdrawn.retain(|key, _| !visible.contains_key(key));
         way.check_late(id, now, &mut complaints);
         self.tally.add("withdrawals seen", trips);
         self.log(&[3, id.0 as u64, id.1 as u64, trips], || {
@@ -658,23 +658,28 @@ impl Way {
 
 /// What the ends of a stream write and read.
 impl Model {
-    /// The owner wrote an offer.
+    /// The owner wrote an offer; `set` is what it knew to offer at that instant.
     pub(crate) fn offer_written(
         &mut self,
         id: WayId,
         stream: &mut Stream,
         key: &str,
-        value: &[u8],
-        deleted: bool,
+        value: Option<&[u8]>,
+        set: Option<u128>,
     ) {
         let now = self.now();
         let key: Key = key.into();
+        let (deleted, value) = (value.is_none(), value.unwrap_or_default());
         self.tally.count("offers written");
         stream.sent += 1;
         stream.written.insert((key.clone(), mark(&key, value)), now);
         stream.last.insert(key.clone(), (!deleted).then(|| value.to_vec().into()));
         stream.dirty.remove(&key);
         let Some(way) = self.ways.get(&id) else { return };
+        if set != Some(way.offered.mark()) {
+            // What it doesn't know it can't send.
+            stream.dirty.values_mut().for_each(|since| *since = stream.sent);
+        }
         let mut complaint = None;
         if !deleted && way.offered.revision_of(&key, value).is_none() {
             complaint = Some((
@@ -812,6 +817,7 @@ impl Model {
         if let Some(wanted) = wanted
             && !way.seen_expired
             && !deleted_later
+            && (way.policy.takes_aliens || !way.was_alien(&key, wanted))
             && seen.is_none_or(|seen| seen < wanted)
         {
             let what = format!("{id:?}: {key} revision {wanted} is acknowledged, readers see {seen:?}");

@@ -34,6 +34,8 @@ pub(crate) struct Stage {
     hostile: bool,
     /// One consumer stands still, and the other must not notice.
     neighbours: bool,
+    /// The quota is soon reached.
+    small: bool,
     policy: Policy,
 }
 
@@ -47,7 +49,7 @@ fn stage(draw: &mut Draw) -> Stage {
         1 => 30,
         _ => draw.between(3, 14),
     };
-    let small = !hostile && fat == 0 && draw.chance(25);
+    let small = !hostile && !neighbours && fat == 0 && draw.chance(25);
     let limits = ImportLimits {
         services: if small { draw.between(3, 10) as usize } else { 20_000 },
         bytes: if small { draw.between(1_500, 4_000) } else { 64 << 20 },
@@ -72,6 +74,7 @@ fn stage(draw: &mut Draw) -> Stage {
         fat,
         hostile,
         neighbours,
+        small,
         policy,
     }
 }
@@ -169,7 +172,9 @@ fn any_service(world: &mut World, owner: MeshId) -> Option<(Key, Shape)> {
 
 /// Something changes at an owner.
 fn change_something(world: &mut World, stage: &Stage, owner: MeshId) {
-    match world.draw.below(100) {
+    let kind = world.draw.below(100);
+    match kind {
+        _ if stage.small && kind < 25 => grow(world, owner),
         0..35 => {
             if let Some((key, shape)) = any_service(world, owner) {
                 change(world, owner, &key, shape);
@@ -196,13 +201,7 @@ fn change_something(world: &mut World, stage: &Stage, owner: MeshId) {
                 change(world, owner, &key, Shape { alien: !shape.alien, ..shape });
             }
         }
-        86..93 => {
-            if let Some((key, shape)) = any_service(world, owner) {
-                let more = world.draw.between(100, 1_500) as usize;
-                let fat = (shape.fat + more).min(60_000);
-                change(world, owner, &key, Shape { fat, ..shape });
-            }
-        }
+        86..93 => grow(world, owner),
         _ => {
             if let Some((key, shape)) = any_service(world, owner) {
                 // The bytes change, what readers see doesn't.
@@ -214,6 +213,15 @@ fn change_something(world: &mut World, stage: &Stage, owner: MeshId) {
         }
     }
     world.tell(owner);
+}
+
+/// A service becomes larger.
+fn grow(world: &mut World, owner: MeshId) {
+    if let Some((key, shape)) = any_service(world, owner) {
+        let more = world.draw.between(100, 1_500) as usize;
+        let fat = (shape.fat + more).min(60_000);
+        change(world, owner, &key, Shape { fat, ..shape });
+    }
 }
 
 /// A mesh that publishes.

@@ -135,7 +135,9 @@ impl End {
             Outgoing::Offer { change, .. } => {
                 let mut stream = self.conn.stream(self.me).lock();
                 let (key, value) = (&change.offer.key, &change.offer.value);
-                self.model().lock().offer_written(mine, &mut stream, key, value, change.deleted);
+                let set = self.sets.lock().get(&other).copied().flatten();
+                let value = (!change.deleted).then_some(&value[..]);
+                self.model().lock().offer_written(mine, &mut stream, key, value, set);
             }
             Outgoing::Answer { nonce, answer } => {
                 self.sim.lock().observe(self.me);
@@ -339,7 +341,7 @@ async fn connect(sim: &Sim, from: MeshId, to: MeshId) -> Option<()> {
     let runs = {
         let world = sim.lock();
         let there = &world.meshes[to];
-        there.foreign.is_some() || there.process.is_some()
+        there.foreign.is_some() || there.process.as_ref().is_some_and(|p| p.is_up())
     };
     if !runs {
         return None;

@@ -74,7 +74,8 @@ pub(crate) struct Mesh {
 /// A running agent.
 pub(crate) struct Process {
     pub(crate) number: u64,
-    supervisor: Supervisor,
+    /// Taken when it stops.
+    supervisor: Option<Supervisor>,
     shutdown: Shutdown,
     publications: Arc<Offered>,
     catalogue: ImportedCatalogue,
@@ -285,7 +286,7 @@ impl World {
         let net = self.nets.get(&pair(owner, consumer));
         let calm = |m: MeshId| {
             let mesh = &self.meshes[m];
-            let runs = mesh.process.as_ref().is_some_and(|p| p.lag.is_none());
+            let runs = mesh.process.as_ref().is_some_and(|p| p.lag.is_none() && p.is_up());
             let foreign = mesh.foreign.as_ref().is_some_and(|f| !f.lock().stalled);
             (runs && mesh.unread.is_none() || foreign) && mesh.is_disk_well()
         };
@@ -341,6 +342,13 @@ fn settings(owner: &str, policy: &Policy) -> ImportSettings {
         guard: policy.guard,
         hold: policy.hold,
         resync: Some(Duration::from_secs(600)),
+    }
+}
+
+impl Process {
+    /// Whether it isn't about to end.
+    pub(crate) fn is_up(&self) -> bool {
+        self.supervisor.is_some()
     }
 }
 
@@ -402,7 +410,7 @@ pub(crate) async fn start(sim: &Sim, mesh: MeshId, birth: Birth) {
     let mut world = sim.lock();
     let process = Process {
         number,
-        supervisor,
+        supervisor: Some(supervisor),
         shutdown,
         publications: context.publications.clone(),
         seen: context.catalogue.changed(),
@@ -539,16 +547,21 @@ async fn watch_readers(sim: Sim, mesh: MeshId, number: u64) {
 
 /// Ends a mesh's agent.
 pub(crate) async fn stop(sim: &Sim, mesh: MeshId, death: Death) {
-    let process = {
+    let (supervisor, store) = {
         let mut world = sim.lock();
         world.observe(mesh);
-        let Some(process) = world.meshes[mesh].process.take() else { return };
+        let Some(process) = &mut world.meshes[mesh].process else { return };
+        let Some(supervisor) = process.supervisor.take() else { return };
+        let (shutdown, store) = (process.shutdown.clone(), process.store.clone());
+        if death != Death::Stop {
+            world.meshes[mesh].process = None;
+        }
         let conns = world.conns_of(mesh, None);
         if death != Death::Stop {
             let mut draw = world.draw.fork();
             let its = &mut world.meshes[mesh];
             its.disk = its.disk.after(&mut draw, death == Death::Kill);
-            process.shutdown.force();
+            shutdown.force();
         }
         match death {
             Death::Stop => conns.iter().for_each(|c| c.note_trouble(world.start.elapsed())),
@@ -564,19 +577,20 @@ pub(crate) async fn stop(sim: &Sim, mesh: MeshId, death: Death) {
                 }
             }
         }
-        process
+        (supervisor, store)
     };
     let (drain, force) = match death {
         Death::Stop => (Duration::from_secs(2), Duration::from_secs(1)),
         _ => (Duration::ZERO, Duration::from_millis(1)),
     };
-    process.supervisor.stop(drain, force).await;
-    if let Some(store) = &process.store
-        && death == Death::Stop
-    {
-        let _ = store.close();
+    supervisor.stop(drain, force).await;
+    if death == Death::Stop {
+        // Until now readers could be looked at.
+        sim.lock().meshes[mesh].process = None;
+        if let Some(store) = store {
+            let _ = store.close();
+        }
     }
-    drop(process);
 }
 
 /// A replica has caught up with its log.

@@ -80,7 +80,9 @@ pub struct ImportState {
     pub stream: Mutex<Option<Arc<StreamCell>>>,
     /// Running time without the peer, in milliseconds.
     pub down_ms: std::sync::atomic::AtomicU64,
-    /// When the last stream was closed, running time in milliseconds.
+    /// When the last stream took its place, and when it was closed, running time in milliseconds.
+    pub opened_ms: std::sync::atomic::AtomicU64,
+    /// See `opened_ms`.
     pub closed_ms: std::sync::atomic::AtomicU64,
     /// When the last commit failed, and how.
     pub commit_error: Mutex<Option<String>>,

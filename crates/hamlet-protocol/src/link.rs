@@ -38,6 +38,9 @@ use crate::wire::hamlet::federation::v1 as ext;
 /// Most connections that one peer may have open to us (threat T14).
 pub const CONNECTIONS_MAX: usize = 4;
 
+/// A stream that lived so long begins the hold time anew.
+const HELD_AGAIN: Duration = Duration::from_secs(1);
+
 /// Longest refused key as it is shown, in bytes: what is refused may hold anything.
 const KEY_SHOWN: usize = 512;
 
@@ -287,6 +290,7 @@ impl Link {
             slice: Mutex::new(slice),
             stream: Mutex::new(None),
             down_ms: AtomicU64::new(loaded.state.down_ms),
+            opened_ms: AtomicU64::new(0),
             closed_ms: AtomicU64::new(now.as_millis() as u64),
             commit_error: Mutex::new(None),
             last_end: Mutex::new(None),
@@ -591,6 +595,7 @@ impl Link {
             return Err(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
         }
         *place = Some(cell.clone());
+        self.state.opened_ms.store(self.context.clock.now().as_millis() as u64, Ordering::Relaxed);
         drop(place);
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.set_connection(Connection::Up, None);
@@ -619,7 +624,13 @@ impl Link {
         }
         *stream = None;
         *self.state.last_end.lock() = Some(end.message.clone());
-        self.state.closed_ms.store(self.context.clock.now().as_millis() as u64, Ordering::Relaxed);
+        let now_ms = self.context.clock.now().as_millis() as u64;
+        self.state.closed_ms.store(now_ms, Ordering::Relaxed);
+        if now_ms.saturating_sub(self.state.opened_ms.load(Ordering::Relaxed)) >= HELD_AGAIN.as_millis() as u64
+        {
+            // The committer may have been at the disk all the while, and not have seen the peer.
+            self.state.down_ms.store(0, Ordering::Relaxed);
+        }
         drop(stream);
         let connection = if self.config.load().paused {
             Connection::Paused
