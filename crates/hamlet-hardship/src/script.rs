@@ -389,7 +389,7 @@ fn publication(sim: &Sim) {
 
 /// A consumer's import policy changes.
 async fn import(sim: &Sim) {
-    let (link, config) = {
+    let (link, config, id, model) = {
         let mut world = sim.lock();
         let consumer = a_hamlet(&mut world);
         let owner = if consumer == 0 { an_other(&mut world) } else { 0 };
@@ -414,11 +414,14 @@ async fn import(sim: &Sim) {
         }
         trouble(&world, owner, Some(consumer));
         happened(&world, "changes of imports", &[35, owner as u64, consumer as u64]);
-        (link, world.link_config(consumer, owner))
+        (link, world.link_config(consumer, owner), id, world.model.clone())
     };
     // The disk may stand still: nobody waits for the operator.
     let spawner = sim.lock().spawner.clone();
-    spawner.spawn("configure", async move { link.configure(config).await });
+    spawner.spawn("configure", async move {
+        link.configure(config).await;
+        model.lock().configured(id);
+    });
     tokio::task::yield_now().await;
 }
 

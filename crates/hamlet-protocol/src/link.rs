@@ -626,7 +626,8 @@ impl Link {
         *self.state.last_end.lock() = Some(end.message.clone());
         let now_ms = self.context.clock.now().as_millis() as u64;
         self.state.closed_ms.store(now_ms, Ordering::Relaxed);
-        if now_ms.saturating_sub(self.state.opened_ms.load(Ordering::Relaxed)) >= HELD_AGAIN.as_millis() as u64
+        if now_ms.saturating_sub(self.state.opened_ms.load(Ordering::Relaxed))
+            >= HELD_AGAIN.as_millis() as u64
         {
             // The committer may have been at the disk all the while, and not have seen the peer.
             self.state.down_ms.store(0, Ordering::Relaxed);
