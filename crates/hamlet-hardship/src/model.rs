@@ -80,6 +80,8 @@ pub(crate) struct Way {
     applied_since: BTreeMap<Key, Duration>,
     /// When the consumer learned that the owner has the key no more.
     told_gone: BTreeMap<Key, Duration>,
+    /// When the end of a round was read last.
+    round_read: Duration,
     /// Keys of which the last word that was read is a deletion.
     deleted: BTreeSet<Key>,
     withdrawn: BTreeMap<Key, Duration>,
@@ -223,6 +225,7 @@ impl Model {
             written: BTreeMap::new(),
             applied_since: BTreeMap::new(),
             told_gone: BTreeMap::new(),
+            round_read: Duration::ZERO,
             deleted: BTreeSet::new(),
             withdrawn: BTreeMap::new(),
             peaks: VecDeque::new(),
@@ -391,6 +394,9 @@ impl Model {
                         way.applied_since.insert(key.clone(), *at);
                     }
                 }
+            }
+            if change.record.as_ref().is_some_and(|r| r.heard.is_none() && r.withheld_ms.is_some()) {
+                way.told_gone.entry(key.clone()).or_insert(way.round_read);
             }
             match change.record.as_ref().and_then(|r| r.heard.as_ref()).map(|h| &h.verdict) {
                 Some(Verdict::Refused(_)) if before == after => {
@@ -611,11 +617,8 @@ impl Way {
             return None;
         }
         let refused = self.refused.get(key).copied();
-        let refused_long = self
-            .offered
-            .alien_since(key)
-            .or(refused)
-            .is_some_and(|at| now.saturating_sub(at) + SLACK >= self.policy.limits.refused_hold);
+        let long = |at: Duration| now.saturating_sub(at) + SLACK >= self.policy.limits.refused_hold;
+        let refused_long = [self.offered.alien_since(key), refused].into_iter().flatten().any(long);
         let alien = !self.policy.takes_aliens && self.was_alien(key, revision);
         if refused_long || alien {
             return None;

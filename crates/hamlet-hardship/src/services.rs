@@ -107,7 +107,7 @@ pub(crate) fn encoder() -> Encoder {
 
 /// A service of `mesh`.
 pub(crate) fn service(mesh: &str, key: &Key, shape: Shape) -> Service {
-    let zone = if shape.alien { ALIEN.to_owned() } else { format!("{mesh}.example") };
+    let zone = if shape.alien { format!("{mesh}.{ALIEN}") } else { format!("{mesh}.example") };
     let fqdn = made(Fqdn::parse(&format!("{key}.{zone}")));
     let id = made(DnsLabel::parse("http"));
     let mut labels = BTreeMap::new();

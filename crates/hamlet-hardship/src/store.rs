@@ -136,15 +136,21 @@ impl Inner {
                 outcome
             }
         };
+        let late = began.elapsed() > LATE;
         if let Some(world) = self.world.upgrade() {
-            world.lock().observe(self.mesh);
+            let mut world = world.lock();
+            world.observe(self.mesh);
+            if outcome.is_err() || late {
+                // What couldn't be kept is offered again; until then the sets differ.
+                world.excuse(self.mesh);
+            }
         }
         {
             let mut model = self.model.lock();
             if outcome.is_ok() {
                 let mine = |c: ImportChange| Some((*self.names.get(&c.peer)?, c));
                 let changes: Vec<_> = changes.into_iter().filter_map(mine).collect();
-                model.committed(self.mesh, &changes, began.elapsed() > LATE);
+                model.committed(self.mesh, &changes, late);
             } else {
                 model.tally.count("commits refused by the disk");
                 model.log(&[20, self.mesh as u64], || format!("mesh {}: a commit failed", self.mesh));

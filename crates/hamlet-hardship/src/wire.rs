@@ -67,7 +67,8 @@ impl Conn {
         if writer == self.dialler { &self.to_acceptor } else { &self.to_dialler }
     }
 
-    fn other(&self, mesh: MeshId) -> MeshId {
+    /// The mesh at the other end.
+    pub(crate) fn other(&self, mesh: MeshId) -> MeshId {
         if mesh == self.dialler { self.acceptor } else { self.dialler }
     }
 

@@ -297,6 +297,13 @@ impl World {
             && conn.is_some_and(|c| c.is_well(self.start.elapsed()) && !c.stream(owner).lock().excused)
     }
 
+    /// A mesh could not keep what it was told: a difference is no surprise on its present streams.
+    pub(crate) fn excuse(&self, consumer: MeshId) {
+        for conn in self.conns.iter().filter(|c| c.joins(consumer)) {
+            conn.stream(conn.other(consumer)).lock().excused = true;
+        }
+    }
+
     /// Takes a connection off the list.
     pub(crate) fn forget(&mut self, conn: &Arc<Conn>) {
         self.conns.retain(|c| !Arc::ptr_eq(c, conn));

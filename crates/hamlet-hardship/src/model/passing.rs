@@ -110,6 +110,7 @@ impl Model {
         let Some(way) = self.ways.get_mut(&id) else { return };
         let Some((_, round)) = stream.bookmarks.get(&seq) else { return };
         if *round != 0 && way.stream == stream.number {
+            way.round_read = now;
             let gone: Vec<Key> =
                 way.durable.keys().filter(|k| !way.offered.now().contains_key(*k)).cloned().collect();
             for key in gone {
@@ -149,7 +150,10 @@ impl Model {
             self.complain("I8", what);
             return;
         }
-        if refusal.is_some() || way.policy_changed + Duration::from_secs(1) > self.now() {
+        if refusal.is_some()
+            || way.configuring > 0
+            || way.policy_changed + Duration::from_secs(1) > self.now()
+        {
             return;
         }
         // Whatever came later for the key may be what is durable by now.
