@@ -105,14 +105,15 @@ impl SimDisk {
     /// The disk as it is found after the process was killed, or the power was lost: all that was
     /// synced, and of the rest everything (killed) or any part of any write.
     pub(crate) fn after(&self, draw: &mut Draw, killed: bool) -> SimDisk {
-        let kept = if killed { 100 } else { *draw.pick(&[0, 100, 50, 80, 20]).unwrap_or(&0) };
+        let kept = *draw.pick(&[0, 100, 50, 80, 20]).unwrap_or(&0);
         let state = self.0.lock();
         let after = SimDisk::default();
         let mut new = after.0.lock();
         (new.current, new.journal, new.aside) = (state.current, state.journal, state.aside);
         for id in [state.current, state.journal].into_iter().flatten() {
             if let Some(file) = state.files.get(&id) {
-                let bytes = file.after(draw, kept);
+                // What reads see is in the page cache, which survives a process.
+                let bytes = if killed { file.seen.clone() } else { file.after(draw, kept) };
                 new.files.insert(id, SimFile { seen: bytes.clone(), durable: bytes, pending: vec![] });
             }
         }

@@ -591,8 +591,8 @@ impl Model {
             }
         }
         way.visible = seen;
-        let Way { told_gone, visible, .. } = way;
-        told_gone.retain(|key, _| visible.contains_key(key));
+        let Way { told_gone, visible, durable, .. } = way;
+        told_gone.retain(|key, _| visible.contains_key(key) || durable.contains_key(key));
         way.check_late(id, now, &mut complaints);
         self.tally.add("withdrawals seen", trips);
         self.log(&[3, id.0 as u64, id.1 as u64, trips], || {

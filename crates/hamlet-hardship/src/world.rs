@@ -592,8 +592,12 @@ pub(crate) async fn stop(sim: &Sim, mesh: MeshId, death: Death) {
     };
     supervisor.stop(drain, force).await;
     if death == Death::Stop {
+        let mut world = sim.lock();
         // Until now readers could be looked at.
-        sim.lock().meshes[mesh].process = None;
+        world.meshes[mesh].process = None;
+        // Whatever it had open is closed with the process.
+        world.conns_of(mesh, None).iter().for_each(|c| c.break_off());
+        drop(world);
         if let Some(store) = store {
             let _ = store.close();
         }

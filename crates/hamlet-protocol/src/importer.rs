@@ -353,7 +353,8 @@ impl Importer {
     /// Commits; a foreign owner would lose an update that is refused as UNAVAILABLE, so for it
     /// the answer is withheld until the disk takes it.
     async fn commit(&mut self, changes: Vec<ImportChange>, foreign: bool) -> Result<(), Rejection> {
-        if changes.is_empty() {
+        // What a late commit may have left on the disk is written over before anything is answered.
+        if changes.is_empty() && self.stuck.is_none() {
             return Ok(());
         }
         *self.state.committing.lock() = Some(self.clock.now());
@@ -472,7 +473,9 @@ impl Importer {
         let closed = Duration::from_millis(self.state.closed_ms.load(std::sync::atomic::Ordering::Relaxed));
         let away = passed.min(self.clock.now().saturating_sub(closed));
         self.count_down_time(cell.is_some(), if is_on(SeededBug::HoldOnWallClock) { passed } else { away });
-        if now.saturating_sub(self.last_state) >= STATE_EVERY {
+        // That the peer is back has to survive as well, or a crash would end the hold time early.
+        let back = cell.is_some() && self.stored.down_ms > 0;
+        if back || now.saturating_sub(self.last_state) >= STATE_EVERY {
             self.last_state = now;
             self.save_state().await;
         }
