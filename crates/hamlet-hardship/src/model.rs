@@ -70,6 +70,10 @@ pub(crate) struct Way {
     /// What readers see: revisions by key.
     visible: BTreeMap<Key, u64>,
     newest: BTreeMap<Key, u64>,
+    /// Changes that the disk refused, and may have kept.
+    failed: BTreeMap<Key, Vec<Option<ImportRecord>>>,
+    /// How much of the hold time was over could not be kept.
+    hold_unknown: bool,
     /// What was read on the stream that counts.
     current: BTreeSet<(Key, u128)>,
     /// A commit was so late that it may have outlived its stream.
@@ -220,6 +224,8 @@ impl Model {
             heard_log: [(Duration::ZERO, 0)].into(),
             visible: BTreeMap::new(),
             newest: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            hold_unknown: false,
             current: BTreeSet::new(),
             late_commit: false,
             written: BTreeMap::new(),
@@ -291,6 +297,27 @@ impl Model {
 }
 
 impl Way {
+    /// What the disk refused it may have kept after all: whoever was told so offers it again.
+    fn adopt_failed(&mut self, found: &BTreeMap<String, ImportRecord>) {
+        for (key, tried) in std::mem::take(&mut self.failed) {
+            let found = found.get(&*key).cloned();
+            if found.as_ref() == self.durable.get(&key) || !tried.contains(&found) {
+                continue;
+            }
+            let heard = |record: &ImportRecord| record.heard.as_ref().map(|h| mark(&key, &h.value));
+            if let Some(number) = self.durable.get(&key).and_then(heard) {
+                self.heard_mark = self.heard_mark.wrapping_sub(number);
+            }
+            match found {
+                Some(record) => {
+                    self.heard_mark = self.heard_mark.wrapping_add(heard(&record).unwrap_or(0));
+                    self.durable.insert(key, record);
+                }
+                None => _ = self.durable.remove(&key),
+            }
+        }
+    }
+
     /// Whether anything could delay a change.
     pub(crate) fn set_health(&mut self, healthy: bool, now: Duration) {
         match (healthy, self.healthy_since) {
@@ -409,6 +436,7 @@ impl Model {
                     way.refused.remove(&key);
                 }
             }
+            way.failed.remove(&key);
             match &change.record {
                 Some(record) => {
                     way.durable.insert(key.clone(), record.clone());
@@ -479,14 +507,40 @@ impl Model {
         }
     }
 
+    /// The disk refused a commit.
+    pub(crate) fn refused_by_disk(&mut self, consumer: MeshId, changes: &[(MeshId, ImportChange)]) {
+        self.tally.count("commits refused by the disk");
+        self.log(&[20, consumer as u64], || format!("mesh {consumer}: a commit failed"));
+        for (owner, change) in changes {
+            if let Some(way) = self.ways.get_mut(&(*owner, consumer)) {
+                way.failed.entry(change.key.as_str().into()).or_default().push(change.record.clone());
+            }
+        }
+    }
+
+    /// A process ends while its disk takes nothing: how long its peers were away may be lost.
+    pub(crate) fn hold_unknown(&mut self, consumer: MeshId) {
+        for (_, way) in self.ways.iter_mut().filter(|((_, c), _)| *c == consumer) {
+            way.hold_unknown = true;
+        }
+    }
+
+    /// An answer of the disk came so late that its commit counts as failed, and isn't.
+    pub(crate) fn late(&mut self, consumer: MeshId) {
+        for (_, way) in self.ways.iter_mut().filter(|((_, c), _)| *c == consumer) {
+            way.late_commit = true;
+        }
+    }
+
     /// A process starts with what the disk gave it.
     pub(crate) fn loaded(&mut self, id: WayId, records: &BTreeMap<String, ImportRecord>) {
-        let Some(way) = self.ways.get(&id) else { return };
+        let Some(way) = self.ways.get_mut(&id) else { return };
+        way.adopt_failed(records);
         let kept: BTreeMap<&str, &ImportRecord> = way.durable.iter().map(|(k, r)| (&**k, r)).collect();
         let found: BTreeMap<&str, &ImportRecord> = records.iter().map(|(k, r)| (k.as_str(), r)).collect();
         if kept != found {
-            let missing: Vec<_> =
-                kept.iter().filter(|(k, r)| found.get(**k) != Some(r)).map(|(k, _)| *k).collect();
+            let missing = kept.iter().filter(|(k, r)| found.get(**k) != Some(r)).map(|(k, _)| *k);
+            let missing: Vec<&str> = missing.collect();
             let extra: Vec<_> = found.keys().filter(|k| !kept.contains_key(**k)).copied().collect();
             let what = format!("{id:?}: after a restart the disk lost {missing:?} and has {extra:?} besides");
             self.complain("I2", what);
@@ -537,6 +591,7 @@ impl Model {
             let since = *way.up_since.get_or_insert(now);
             if now.saturating_sub(since) >= Duration::from_secs(2) {
                 way.down_run = Duration::ZERO;
+                way.hold_unknown = false;
             }
         } else {
             way.up_since = None;
@@ -560,7 +615,7 @@ impl Model {
         let gone: Vec<Key> = way.visible.keys().filter(|k| !seen.contains_key(*k)).cloned().collect();
         if expired_now {
             let early = way.policy.hold.is_none_or(|hold| way.down_run + SLACK < hold);
-            if early && !gone.is_empty() {
+            if early && !way.hold_unknown && !gone.is_empty() {
                 let what = format!(
                     "{id:?}: the hold time of {:?} ended after {:?} without the peer",
                     way.policy.hold, way.down_run

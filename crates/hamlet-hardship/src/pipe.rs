@@ -49,6 +49,11 @@ impl Pipe {
         self.data.notify_one();
     }
 
+    /// Whether it stands still.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.state.lock().stalled
+    }
+
     /// From now on everything vanishes; after `more` messages the writer finds no room either.
     pub(crate) fn vanish(&self, more: u32) {
         let mut state = self.state.lock();

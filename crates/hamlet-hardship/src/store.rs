@@ -147,17 +147,23 @@ impl Inner {
         }
         {
             let mut model = self.model.lock();
+            let mine = |c: ImportChange| Some((*self.names.get(&c.peer)?, c));
+            let changes: Vec<_> = changes.into_iter().filter_map(mine).collect();
             if outcome.is_ok() {
-                let mine = |c: ImportChange| Some((*self.names.get(&c.peer)?, c));
-                let changes: Vec<_> = changes.into_iter().filter_map(mine).collect();
                 model.committed(self.mesh, &changes, late);
             } else {
-                model.tally.count("commits refused by the disk");
-                model.log(&[20, self.mesh as u64], || format!("mesh {}: a commit failed", self.mesh));
+                model.refused_by_disk(self.mesh, &changes);
             }
         }
         // Durable before anybody is told: that moment can be the last.
         self.wait().await;
+        if began.elapsed() > LATE
+            && let Some(world) = self.world.upgrade()
+        {
+            let world = world.lock();
+            world.excuse(self.mesh);
+            world.model.lock().late(self.mesh);
+        }
         outcome
     }
 }

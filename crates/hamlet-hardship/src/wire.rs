@@ -101,7 +101,8 @@ impl Conn {
     }
 
     pub(crate) fn is_well(&self, now: Duration) -> bool {
-        !self.vanished.load(Ordering::Relaxed) && now.saturating_sub(*self.trouble.lock()) >= WELL
+        let still = self.to_acceptor.is_stalled() || self.to_dialler.is_stalled();
+        !still && !self.vanished.load(Ordering::Relaxed) && now.saturating_sub(*self.trouble.lock()) >= WELL
     }
 }
 

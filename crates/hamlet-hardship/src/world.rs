@@ -564,6 +564,9 @@ pub(crate) async fn stop(sim: &Sim, mesh: MeshId, death: Death) {
             world.meshes[mesh].process = None;
         }
         let conns = world.conns_of(mesh, None);
+        if !world.meshes[mesh].is_disk_well() {
+            world.model.lock().hold_unknown(mesh);
+        }
         if death != Death::Stop {
             let mut draw = world.draw.fork();
             let its = &mut world.meshes[mesh];

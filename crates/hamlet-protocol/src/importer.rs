@@ -472,9 +472,10 @@ impl Importer {
         // The last look may have been long ago, and the stream up for most of the time since.
         let closed = Duration::from_millis(self.state.closed_ms.load(std::sync::atomic::Ordering::Relaxed));
         let away = passed.min(self.clock.now().saturating_sub(closed));
-        self.count_down_time(cell.is_some(), if is_on(SeededBug::HoldOnWallClock) { passed } else { away });
+        let up = self.state.stream.lock().is_some();
+        self.count_down_time(up, if is_on(SeededBug::HoldOnWallClock) { passed } else { away });
         // That the peer is back has to survive as well, or a crash would end the hold time early.
-        let back = cell.is_some() && self.stored.down_ms > 0;
+        let back = up && self.stored.down_ms > 0;
         if back || now.saturating_sub(self.last_state) >= STATE_EVERY {
             self.last_state = now;
             self.save_state().await;
