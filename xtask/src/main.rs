@@ -1,4 +1,5 @@
-//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches, chaos and fuzzing.
+//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches, chaos, fuzzing and
+//! hardship.
 //!
 //! Nothing here ships. Every errand that judges ends with one line `N passed, N failed`, and fails
 //! when anything failed.
@@ -7,6 +8,7 @@ mod bench;
 mod chaos;
 mod docs;
 mod fuzz;
+mod hardship;
 mod report;
 mod scratch;
 mod tidy;
@@ -35,6 +37,7 @@ pub(crate) fn heap_bytes() -> u64 {
 ///   cargo xtask bench sync --services 10000 --json sync.json
 ///   cargo xtask chaos --kills 200 --seed 7
 ///   cargo xtask fuzz all --seconds 10
+///   cargo xtask hardship --seeds 5000
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", verbatim_doc_comment)]
 struct Cli {
@@ -50,6 +53,7 @@ enum Errand {
     Bench(bench::Bench),
     Chaos(chaos::ChaosOptions),
     Fuzz(fuzz::FuzzOptions),
+    Hardship(hardship::HardshipOptions),
     /// One end of a bench, as a process of its own
     #[command(hide = true)]
     BenchEnd(bench::EndOptions),
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Errand::Bench(bench) => bench::run(&bench),
         Errand::Chaos(options) => chaos::run(&options),
         Errand::Fuzz(options) => fuzz::run(&options),
+        Errand::Hardship(options) => hardship::run(&options),
         Errand::BenchEnd(options) => bench::run_end(&options).map(|()| true),
     };
     match outcome {

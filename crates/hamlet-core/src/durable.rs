@@ -99,6 +99,21 @@ pub trait ImportStore: Send + Sync + 'static {
     fn commit(&self, changes: Vec<ImportChange>) -> CommitFuture;
     /// Makes the peer's state durable.
     fn put_peer_state(&self, peer: &PeerName, state: PeerState) -> CommitFuture;
+    /// Makes changes and the state of their peer durable; a store does it in one step if it can.
+    /// Where it can't, the state comes first: it may then say that more was heard than was kept,
+    /// never less.
+    fn commit_with_state(
+        &self,
+        changes: Vec<ImportChange>,
+        peer: &PeerName,
+        state: PeerState,
+    ) -> CommitFuture {
+        let (state, changes) = (self.put_peer_state(peer, state), self.commit(changes));
+        Box::pin(async move {
+            state.await?;
+            changes.await
+        })
+    }
     /// Removes all that is kept of a peer.
     fn forget_peer(&self, peer: &PeerName) -> CommitFuture;
 }

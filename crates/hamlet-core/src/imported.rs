@@ -206,6 +206,8 @@ pub struct ImportedSlice<J: Judge = ServiceJudge> {
     rechecked: Option<Duration>,
     expired: bool,
     counts: ImportCounts,
+    /// A seeded bug's: what was repeated on any stream.
+    survivors: BTreeSet<Arc<str>>,
 }
 
 impl<J: Judge> std::fmt::Debug for ImportedSlice<J> {
@@ -245,6 +247,7 @@ impl<J: Judge> ImportedSlice<J> {
             rechecked: None,
             expired: false,
             counts: ImportCounts::default(),
+            survivors: BTreeSet::new(),
         }
     }
 
@@ -288,6 +291,15 @@ impl<J: Judge> ImportedSlice<J> {
     /// The owner's version of what was heard last under a key; 0 if it said none.
     pub fn heard_version(&self, key: &str) -> u64 {
         self.entries.get(key).and_then(|e| e.heard.as_ref()).map_or(0, |h| h.version)
+    }
+
+    /// What a seeded bug lets survive the stream: marks of rounds that never ended. Empty without it.
+    pub fn surviving_marks(&mut self, repeated: &[Arc<str>], deleted: &[Arc<str>]) -> BTreeSet<Arc<str>> {
+        if is_on(SeededBug::MarksSurvive) {
+            self.survivors.extend(repeated.iter().cloned());
+            deleted.iter().for_each(|key| _ = self.survivors.remove(key));
+        }
+        self.survivors.clone()
     }
 
     /// The keys heard.

@@ -546,8 +546,13 @@ impl Subscription {
         if is_on(SeededBug::VersionOrder) {
             return self.take_oldest(&mut state);
         }
+        let walked = self.walk.is_some();
         if let Some(change) = self.walk(&state) {
             return Next::Change(change);
+        }
+        let tail = self.cursor < state.head;
+        if walked && tail && is_on(SeededBug::BookmarkBeforeTail) {
+            return Next::AtHead;
         }
         loop {
             // A fresh subscription needs only tombstones younger than itself.
@@ -563,6 +568,9 @@ impl Subscription {
             match self.advance(&state) {
                 Some(change) => return Next::Change(change),
                 None => self.end_pass(&mut state),
+            }
+            if is_on(SeededBug::BookmarkBeforeTail) {
+                return Next::AtHead;
             }
         }
     }

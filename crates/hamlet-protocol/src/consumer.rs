@@ -47,7 +47,7 @@ const UNPROVEN_CAP: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 enum Item {
     Upsert { nonce: String, key: String, value: Bytes, version: u64 },
-    Delete { nonce: String, key: String },
+    Delete { nonce: String, key: String, version: u64 },
     Refuse { nonce: String, rejection: Rejection },
     Begin(ext::Begin),
     Bookmark(ext::Bookmark),
@@ -146,6 +146,8 @@ pub struct Batch<V = hamlet_core::ImportedService> {
     upserted: Vec<Arc<str>>,
     deleted: Vec<Arc<str>>,
     bookmark: Option<ext::Bookmark>,
+    /// The newest of the owner's versions in it; 0 if it said none.
+    version: u64,
     messages: usize,
 }
 
@@ -174,6 +176,7 @@ pub struct ConsumerSession {
     answers: VecDeque<Answer>,
     nonce_bytes: usize,
     hello: bool,
+    log_id: Vec<u8>,
     marked: Option<BTreeSet<Arc<str>>>,
     scope: Option<Scope>,
     round: u32,
@@ -204,6 +207,7 @@ impl ConsumerSession {
             answers: VecDeque::new(),
             nonce_bytes: 0,
             hello: false,
+            log_id: vec![],
             marked: None,
             scope: None,
             round: 1,
@@ -240,6 +244,28 @@ impl ConsumerSession {
     /// The peer is a Hamlet agent: bookmarks and proofs are spoken.
     pub fn set_hello(&mut self) {
         self.hello = true;
+    }
+
+    /// Names the log that the owner's versions count in.
+    pub fn set_log(&mut self, log_id: &[u8]) {
+        if log_id.len() == LOG_ID_BYTES {
+            self.log_id = log_id.to_vec();
+        }
+    }
+
+    /// The owner's log and revision that a batch takes us to. A replica that is behind it must
+    /// not speak to us, whether or not a proof came since.
+    pub fn heard_by<V>(&self, batch: &Batch<V>) -> Option<ProvenAt> {
+        let known = !self.log_id.is_empty() && batch.version > 0;
+        known.then(|| ProvenAt { log_id: self.log_id.clone(), revision: batch.version })
+    }
+
+    /// What a seeded bug does with the stream that this one replaces: its inbox still counts.
+    pub fn continue_from(&mut self, older: &mut ConsumerSession) {
+        if is_on(SeededBug::OldStreamWrites) {
+            self.inbox.append(&mut older.inbox);
+            self.inbox_bytes += std::mem::take(&mut older.inbox_bytes);
+        }
     }
 
     /// Counters and last facts.
@@ -325,7 +351,7 @@ impl ConsumerSession {
             return refuse(nonce, RejectionCode::Malformed, "resource-id", "resource_id", message);
         }
         match (offer.operation, offer.resource) {
-            (Operation::Delete, _) => Item::Delete { nonce, key: offer.key },
+            (Operation::Delete, _) => Item::Delete { nonce, key: offer.key, version: offer.version },
             (Operation::Upsert, Some((url, value))) if *url == *self.type_url => {
                 // Copied: the value as it came keeps the whole message in memory for as long as
                 // it lives, and only its own length counts against the quota.
@@ -399,6 +425,7 @@ impl ConsumerSession {
             upserted: vec![],
             deleted: vec![],
             bookmark: None,
+            version: 0,
             messages: 0,
         };
         let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
@@ -436,11 +463,13 @@ impl ConsumerSession {
                     continue;
                 }
                 Item::Upsert { nonce, key, value, version } => {
+                    batch.version = batch.version.max(version);
                     let staged = slice.offer(&key, value, version, now);
                     batch.upserted.push(staged.key.clone());
                     (nonce, staged)
                 }
-                Item::Delete { nonce, key } => {
+                Item::Delete { nonce, key, version } => {
+                    batch.version = batch.version.max(version);
                     let staged = slice.delete(&key, now);
                     batch.deleted.push(staged.key.clone());
                     (nonce, staged)
@@ -463,12 +492,12 @@ impl ConsumerSession {
         match ext::begin::Mode::try_from(begin.mode) {
             Ok(ext::begin::Mode::WantBuckets) => self.send_buckets(slice),
             Ok(ext::begin::Mode::Scope) => {
-                self.marked = Some(BTreeSet::new());
+                self.marked = Some(slice.surviving_marks(&[], &[]));
                 let level = Level::from_number(begin.level);
                 self.scope = level.and_then(|level| Scope::from_bytes(level, &begin.scope));
             }
             Ok(ext::begin::Mode::All) => {
-                self.marked = Some(BTreeSet::new());
+                self.marked = Some(slice.surviving_marks(&[], &[]));
                 self.full = true;
             }
             _ => {}
@@ -561,11 +590,12 @@ impl ConsumerSession {
     /// swept, so nothing else needs a mark: marks are bounded by what may be heard.
     fn mark<J: Judge>(
         &mut self,
-        slice: &ImportedSlice<J>,
+        slice: &mut ImportedSlice<J>,
         upserted: Vec<Arc<str>>,
         deleted: Vec<Arc<str>>,
         except: &BTreeSet<Arc<str>>,
     ) {
+        slice.surviving_marks(&upserted, &deleted);
         let Some(marked) = &mut self.marked else { return };
         marked.extend(upserted.into_iter().filter(|key| slice.hears(key) && !except.contains(key)));
         for key in deleted {

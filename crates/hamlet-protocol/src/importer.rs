@@ -100,6 +100,10 @@ pub struct ImportState<J: Judge = ServiceJudge> {
     pub stream: Mutex<Option<Arc<StreamCell>>>,
     /// Running time without the peer, in milliseconds.
     pub down_ms: std::sync::atomic::AtomicU64,
+    /// When the last stream took its place, and when it was closed, running time in milliseconds.
+    pub opened_ms: std::sync::atomic::AtomicU64,
+    /// See `opened_ms`.
+    pub closed_ms: std::sync::atomic::AtomicU64,
     /// When the last commit failed, and how.
     pub commit_error: Mutex<Option<String>>,
     /// Since when a batch has been at the disk.
@@ -248,6 +252,10 @@ impl<J: LinkJudge> Importer<J> {
                 self.withdraw_all().await;
             }
             let foreign = cell.look(|s| *s.class() == PeerClass::Foreign);
+            if let Some(at) = cell.look(|s| s.consumer.heard_by(&batch)) {
+                // Also if the disk won't keep it: then more is said to be heard than is.
+                self.heard(at);
+            }
             let said = if foreign { self.settling(&cell, &batch) } else { vec![] };
             let mut batch = batch;
             let changes = std::mem::take(&mut batch.changes);
@@ -256,6 +264,10 @@ impl<J: LinkJudge> Importer<J> {
                 false => (None, changes),
             };
             let outcome = self.commit(changes, foreign).await;
+            if foreign && outcome.is_err() {
+                // We are stopping: the answer is withheld, and the next stream brings it again.
+                return;
+            }
             let now = self.clock.now();
             {
                 let mut slice = self.state.slice.lock();
@@ -274,11 +286,30 @@ impl<J: LinkJudge> Importer<J> {
         self.work.notify_one();
     }
 
+    /// We have heard the owner up to here; within one log that only grows.
+    fn heard(&mut self, at: ProvenAt) {
+        match &mut self.proven {
+            Some(before) if before.log_id == at.log_id => before.revision = before.revision.max(at.revision),
+            _ => self.proven = Some(at),
+        }
+    }
+
+    /// The peer's state as it is now.
+    fn peer_state(&self) -> PeerState {
+        let down_ms = self.state.down_ms.load(std::sync::atomic::Ordering::Relaxed);
+        let mut state = PeerState { down_ms, ..self.stored.clone() };
+        if let Some(proven) = &self.proven {
+            state.log_id.clone_from(&proven.log_id);
+            state.revision = proven.revision;
+        }
+        state
+    }
+
     /// What a later hello says of the owner's log; stored with the peer's other state.
     fn note_proof(&mut self, cell: &StreamCell) {
         let proven = cell.look(|s| s.consumer.proven_at().cloned());
         if let Some(proven) = proven.filter(|p| !p.log_id.is_empty()) {
-            self.proven = Some(proven);
+            self.heard(proven);
         }
     }
 
@@ -348,7 +379,8 @@ impl<J: LinkJudge> Importer<J> {
     /// Commits; a foreign owner would lose an update that is refused as UNAVAILABLE, so for it
     /// the answer is withheld until the disk takes it.
     async fn commit(&mut self, changes: Vec<ImportChange>, foreign: bool) -> Result<(), Rejection> {
-        if changes.is_empty() {
+        // What a late commit may have left on the disk is written over before anything is answered.
+        if changes.is_empty() && self.stuck.is_none() {
             return Ok(());
         }
         *self.state.committing.lock() = Some(self.clock.now());
@@ -392,9 +424,19 @@ impl<J: LinkJudge> Importer<J> {
         }
         all.extend_from_slice(changes);
         let keys = all.iter().map(|c| c.key.clone()).collect();
-        let mut commit = self.store.commit(all);
+        let state = self.peer_state();
+        // How far we have heard the owner has to survive with what we have heard.
+        let mut commit = match state.revision != self.stored.revision || state.log_id != self.stored.log_id {
+            true => self.store.commit_with_state(all, &self.peer, state.clone()),
+            false => self.store.commit(all),
+        };
         match tokio::time::timeout(COMMIT_DEADLINE, &mut commit).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                if outcome.is_ok() {
+                    self.stored = state;
+                }
+                outcome
+            }
             Err(_) => {
                 self.stuck = Some((commit, keys));
                 Err(late())
@@ -457,8 +499,14 @@ impl<J: LinkJudge> Importer<J> {
         self.settle(cell.as_ref(), now).await;
         let due = self.state.slice.lock().due(now);
         self.commit_local(due, "time").await;
-        self.count_down_time(cell.is_some(), passed);
-        if now.saturating_sub(self.last_state) >= STATE_EVERY {
+        // The last look may have been long ago, and the stream up for most of the time since.
+        let closed = Duration::from_millis(self.state.closed_ms.load(std::sync::atomic::Ordering::Relaxed));
+        let away = passed.min(self.clock.now().saturating_sub(closed));
+        let up = self.state.stream.lock().is_some();
+        self.count_down_time(up, if is_on(SeededBug::HoldOnWallClock) { passed } else { away });
+        // That the peer is back has to survive as well, or a crash would end the hold time early.
+        let back = up && self.stored.down_ms > 0;
+        if back || now.saturating_sub(self.last_state) >= STATE_EVERY {
             self.last_state = now;
             self.save_state().await;
         }
@@ -483,12 +531,7 @@ impl<J: LinkJudge> Importer<J> {
     }
 
     async fn save_state(&mut self) {
-        let down_ms = self.state.down_ms.load(std::sync::atomic::Ordering::Relaxed);
-        let mut state = PeerState { down_ms, ..self.stored.clone() };
-        if let Some(proven) = &self.proven {
-            state.log_id.clone_from(&proven.log_id);
-            state.revision = proven.revision;
-        }
+        let state = self.peer_state();
         if state != self.stored && self.store.put_peer_state(&self.peer, state.clone()).await.is_ok() {
             self.stored = state;
         }

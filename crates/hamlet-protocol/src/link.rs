@@ -39,6 +39,9 @@ pub use status::{AppliedReport, LinkStatus};
 /// Most connections that one peer may have open to us (threat T14).
 pub const CONNECTIONS_MAX: usize = 4;
 
+/// A stream that lived so long begins the hold time anew.
+const HELD_AGAIN: Duration = Duration::from_secs(1);
+
 /// Longest refused key as it is shown, in bytes: what is refused may hold anything.
 const KEY_SHOWN: usize = 512;
 
@@ -259,6 +262,8 @@ impl<J: LinkJudge> Link<J> {
             slice: Mutex::new(slice),
             stream: Mutex::new(None),
             down_ms: AtomicU64::new(loaded.state.down_ms),
+            opened_ms: AtomicU64::new(0),
+            closed_ms: AtomicU64::new(now.as_millis() as u64),
             commit_error: Mutex::new(None),
             last_end: Mutex::new(None),
             settle: Mutex::new(Settle::new()),
@@ -482,7 +487,8 @@ impl<J: LinkJudge> Link<J> {
         // What is heard must not change between the question and the new stream's place: nothing
         // more is taken from an older stream, and of two that open at once the later one counts.
         let opening = self.opening.fetch_add(1, Ordering::SeqCst) + 1;
-        if let Some(old) = self.state.stream.lock().take() {
+        let old = self.state.stream.lock().take();
+        if let Some(old) = &old {
             old.end(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
         }
         let held = self.held().await?;
@@ -501,6 +507,9 @@ impl<J: LinkJudge> Link<J> {
             foreign_window: config.foreign_window,
         };
         let cell = self.cell(session, config.message_bytes());
+        if let Some(old) = old {
+            old.change(|old| cell.change(|new| new.consumer.continue_from(&mut old.consumer)));
+        }
         self.occupy(&cell, opening)?;
         if !dialled {
             self.pin(dialect);
@@ -577,6 +586,7 @@ impl<J: LinkJudge> Link<J> {
             return Err(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
         }
         *place = Some(cell.clone());
+        self.state.opened_ms.store(self.context.clock.now().as_millis() as u64, Ordering::Relaxed);
         drop(place);
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.set_connection(Connection::Up, None);
@@ -605,6 +615,14 @@ impl<J: LinkJudge> Link<J> {
         }
         *stream = None;
         *self.state.last_end.lock() = Some(end.message.clone());
+        let now_ms = self.context.clock.now().as_millis() as u64;
+        self.state.closed_ms.store(now_ms, Ordering::Relaxed);
+        if now_ms.saturating_sub(self.state.opened_ms.load(Ordering::Relaxed))
+            >= HELD_AGAIN.as_millis() as u64
+        {
+            // The committer may have been at the disk all the while, and not have seen the peer.
+            self.state.down_ms.store(0, Ordering::Relaxed);
+        }
         drop(stream);
         let connection = if self.config.load().paused {
             Connection::Paused

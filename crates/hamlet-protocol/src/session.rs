@@ -432,6 +432,7 @@ impl StreamSession {
         self.class = match hello {
             Some(h) => {
                 self.consumer.set_hello();
+                self.consumer.set_log(&h.log_id);
                 self.beats = Some(Beats::new(h.beat_ms, now, self.judged(now)));
                 PeerClass::Hello(PeerHello {
                     version: h.version,

@@ -116,11 +116,12 @@ impl Spawner {
         let inner = self.inner.clone();
         let guarded = async move {
             let outcome = tokio::select! {
+                biased;
+                () = inner.shutdown.forced() => Ok(()),
                 out = std::panic::AssertUnwindSafe(task).catch_unwind() => match out {
                     Ok(result) => result.map_err(|e| e.to_string()),
                     Err(panic) => Err(format!("panicked: {}", panic_text(&*panic))),
                 },
-                () = inner.shutdown.forced() => Ok(()),
             };
             let mut tasks = inner.tasks.lock();
             match outcome {

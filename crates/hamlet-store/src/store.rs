@@ -301,6 +301,20 @@ impl ImportStore for Store {
         self.submit(put(Table::Peers, peer.as_str().as_bytes().to_vec(), &state).map(|write| vec![write]))
     }
 
+    fn commit_with_state(
+        &self,
+        changes: Vec<ImportChange>,
+        peer: &PeerName,
+        state: PeerState,
+    ) -> CommitFuture {
+        let changes: Result<Vec<Write>, CommitError> = changes.into_iter().map(change).collect();
+        let state = put(Table::Peers, peer.as_str().as_bytes().to_vec(), &state);
+        self.submit(changes.and_then(|mut writes| {
+            writes.push(state?);
+            Ok(writes)
+        }))
+    }
+
     fn forget_peer(&self, peer: &PeerName) -> CommitFuture {
         let (from, to) = import_range(peer);
         let records = Write::RemoveRange { table: Table::Imports, from, to };

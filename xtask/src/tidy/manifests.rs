@@ -22,6 +22,11 @@ const BELOW: &[(&str, &[&str])] = &[
     ("hamlet-admin", PARTS),
     // Judges the protocol from outside: it shares nothing with what it tests.
     ("hamlet-conformance", &["hamlet-runtime"]),
+    // For development only: it plays protocol and store against each other, and nothing uses it.
+    (
+        "hamlet-hardship",
+        &["hamlet-core", "hamlet-runtime", "hamlet-identity", "hamlet-protocol", "hamlet-store"],
+    ),
     (
         "hamlet",
         &[
@@ -44,10 +49,13 @@ const PARTS: &[&str] = &["hamlet-core", "hamlet-runtime", "hamlet-identity"];
 /// Uses whatever it measures; nothing uses it.
 const XTASK: &str = "xtask";
 
+/// Plays the protocol's peers and the store's disk; nothing uses it.
+const HARDSHIP: &str = "hamlet-hardship";
+
 /// Third-party crates with one home, or a few that are named.
 const HOMES: &[(&str, &[&str])] = &[
-    ("tonic", &["hamlet-protocol"]),
-    ("prost", &["hamlet-protocol", "hamlet-conformance"]),
+    ("tonic", &["hamlet-protocol", HARDSHIP]),
+    ("prost", &["hamlet-protocol", "hamlet-conformance", HARDSHIP]),
     ("prost-build", &["hamlet-protocol"]),
     ("protox", &["hamlet-protocol"]),
     ("kube", &["hamlet-adapters"]),
@@ -61,11 +69,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustls-webpki", &["hamlet-identity"]),
     ("x509-parser", &["hamlet-identity"]),
     ("rcgen", &["hamlet-identity", "hamlet-conformance", "hamlet-testkit"]),
-    ("redb", &["hamlet-store"]),
+    ("redb", &["hamlet-store", HARDSHIP]),
     ("postcard", &["hamlet-store"]),
     ("axum", &["hamlet-admin"]),
-    ("clap", &["hamlet", XTASK]),
-    ("anyhow", &["hamlet", XTASK]),
+    ("clap", &["hamlet", XTASK, HARDSHIP]),
+    ("anyhow", &["hamlet", XTASK, HARDSHIP]),
     ("miette", &["hamlet", XTASK]),
     // For tests only.
     ("tempfile", &[]),

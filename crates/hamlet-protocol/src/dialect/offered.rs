@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
-use hamlet_core::offers::{PublicationInputs, Publications};
+use hamlet_core::offers::{Encoder, PublicationInputs, Publications};
 use hamlet_core::service::ServiceName;
 use hamlet_core::view::{VersionCounter, View};
 use tokio::sync::watch;
@@ -32,10 +32,15 @@ impl Default for Offered {
 impl Offered {
     /// No views yet.
     pub fn new() -> Offered {
+        Offered::encoded_by(Arc::new(service::encode))
+    }
+
+    /// The same with an encoder of one's own for v1alpha2, for owners that write more than we do.
+    pub fn encoded_by(v1alpha2: Encoder) -> Offered {
         let versions = VersionCounter::default;
         Offered {
             v1alpha1: Publications::on_demand(translate::TYPE_URL, Arc::new(translate::down), versions()),
-            v1alpha2: Publications::new(service::TYPE_URL, Arc::new(service::encode), versions()),
+            v1alpha2: Publications::new(service::TYPE_URL, v1alpha2, versions()),
         }
     }
 
