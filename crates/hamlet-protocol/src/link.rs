@@ -489,6 +489,7 @@ impl<J: LinkJudge> Link<J> {
         let opening = self.opening.fetch_add(1, Ordering::SeqCst) + 1;
         let old = self.state.stream.lock().take();
         if let Some(old) = &old {
+            self.note_gone();
             old.end(StreamEnd::new(Code::Aborted, "replaced by a newer stream of the same peer"));
         }
         let held = self.held().await?;
@@ -600,6 +601,17 @@ impl<J: LinkJudge> Link<J> {
         answer.await.map_err(|_| stopping())
     }
 
+    /// From now on the peer counts as away, unless another stream takes the place.
+    fn note_gone(&self) {
+        let now = self.context.clock.now();
+        let opened = Duration::from_millis(self.state.opened_ms.load(Ordering::Relaxed));
+        self.state.closed_ms.store(now.as_millis() as u64, Ordering::Relaxed);
+        if now.saturating_sub(opened) >= HELD_AGAIN {
+            // The committer may have been at the disk all the while, and not have seen the peer.
+            self.state.down_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// The stream ended: frees the place if it was still the active one.
     pub fn close(&self, cell: &Arc<StreamCell>, end: &StreamEnd) {
         let mut served = self.served.lock();
@@ -615,14 +627,7 @@ impl<J: LinkJudge> Link<J> {
         }
         *stream = None;
         *self.state.last_end.lock() = Some(end.message.clone());
-        let now_ms = self.context.clock.now().as_millis() as u64;
-        self.state.closed_ms.store(now_ms, Ordering::Relaxed);
-        if now_ms.saturating_sub(self.state.opened_ms.load(Ordering::Relaxed))
-            >= HELD_AGAIN.as_millis() as u64
-        {
-            // The committer may have been at the disk all the while, and not have seen the peer.
-            self.state.down_ms.store(0, Ordering::Relaxed);
-        }
+        self.note_gone();
         drop(stream);
         let connection = if self.config.load().paused {
             Connection::Paused
