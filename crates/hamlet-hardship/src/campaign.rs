@@ -77,6 +77,10 @@ impl Campaign {
             let Some(violation) = outcome.violation.filter(|v| v.invariant != "panic") else {
                 return Ok(true);
             };
+            // What breaks without the bug as well was not the bug.
+            if run_seed(seed, None, false)?.violation.is_some() {
+                return Ok(true);
+            }
             let mut found = found.lock();
             let nth = seed.wrapping_sub(self.first) + 1;
             if found.as_ref().is_none_or(|(before, _)| nth < *before) {

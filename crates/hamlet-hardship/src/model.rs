@@ -135,6 +135,8 @@ pub(crate) struct Stream {
     bookmark_read: BTreeMap<u64, Duration>,
     /// Why a difference is no surprise.
     pub(crate) excused: bool,
+    /// The same since the present round began.
+    pub(crate) excused_in_round: bool,
     /// Offers written so far, and at which count each dirty key became so.
     sent: u64,
     dirty: BTreeMap<Key, u64>,
@@ -142,6 +144,11 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
+    /// From now on a difference is no surprise.
+    pub(crate) fn excuse(&mut self) {
+        (self.excused, self.excused_in_round) = (true, true);
+    }
+
     pub(crate) fn new(number: u64) -> Stream {
         Stream { number, ..Stream::default() }
     }

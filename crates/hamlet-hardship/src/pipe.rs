@@ -49,6 +49,15 @@ impl Pipe {
         self.data.notify_one();
     }
 
+    /// For how long a message has been there that the reader could take.
+    pub(crate) fn waiting(&self) -> Duration {
+        let state = self.state.lock();
+        match &state.slot {
+            Some((_, due)) if !state.stalled => Instant::now().saturating_duration_since(*due),
+            _ => Duration::ZERO,
+        }
+    }
+
     /// Whether it stands still.
     pub(crate) fn is_stalled(&self) -> bool {
         self.state.lock().stalled

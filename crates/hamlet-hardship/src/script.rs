@@ -20,6 +20,19 @@ use crate::world::{Birth, Death, Net, Sim, World, catch_up, pair, start, stop};
 /// Longest calm until everything must be as it should be.
 const CALM: Duration = Duration::from_secs(1_200);
 
+/// What a seed is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Play {
+    /// Any hardship.
+    Any,
+    /// One consumer stands still, and the other must not notice.
+    Neighbours,
+    /// Rounds on live streams, over slow links, while services are hidden and shown again.
+    Rounds,
+    /// An owner that can't read because its own disk takes nothing.
+    Paused,
+}
+
 /// The stage that a seed sets.
 #[derive(Debug, Clone)]
 pub(crate) struct Stage {
@@ -32,8 +45,8 @@ pub(crate) struct Stage {
     real: bool,
     fat: usize,
     hostile: bool,
-    /// One consumer stands still, and the other must not notice.
-    neighbours: bool,
+    /// What happens instead of any hardship.
+    play: Play,
     /// The quota is soon reached.
     small: bool,
     policy: Policy,
@@ -41,15 +54,23 @@ pub(crate) struct Stage {
 
 fn stage(draw: &mut Draw) -> Stage {
     let hostile = draw.chance(2);
-    let neighbours = !hostile && draw.chance(3);
-    let fat = if draw.chance(12) { 58_000 } else { 0 };
+    let play = match draw.below(100) {
+        _ if hostile => Play::Any,
+        0..3 => Play::Neighbours,
+        3..6 => Play::Rounds,
+        6..9 => Play::Paused,
+        _ => Play::Any,
+    };
+    let neighbours = play == Play::Neighbours;
+    let fat = if play == Play::Paused || play == Play::Any && draw.chance(12) { 58_000 } else { 0 };
     let services = match draw.below(10) {
         _ if hostile => 0,
         0 => 0,
+        _ if play == Play::Paused => 40,
         1 => 30,
         _ => draw.between(3, 14),
     };
-    let small = !hostile && !neighbours && fat == 0 && draw.chance(25);
+    let small = !hostile && play == Play::Any && fat == 0 && draw.chance(25);
     let limits = ImportLimits {
         services: if small { draw.between(3, 10) as usize } else { 20_000 },
         bytes: if small { draw.between(1_500, 4_000) } else { 64 << 20 },
@@ -67,13 +88,13 @@ fn stage(draw: &mut Draw) -> Stage {
         steps: draw.between(8, 40),
         services,
         consumers: if hostile { 1 } else { draw.between(1, 2) as usize },
-        foreign: neighbours || !hostile && draw.chance(40),
-        both_publish: draw.chance(40),
+        foreign: neighbours || play == Play::Any && !hostile && draw.chance(40),
+        both_publish: play == Play::Paused || draw.chance(40),
         both_dial: draw.chance(25),
         real: draw.chance(10),
         fat,
         hostile,
-        neighbours,
+        play,
         small,
         policy,
     }
@@ -259,6 +280,76 @@ async fn neighbours(sim: &Sim, stage: &Stage) {
     }
 }
 
+/// A stalled disk makes the consumer ask for a round; meanwhile what it has goes and comes back,
+/// byte for byte the same, over a slow link.
+async fn rounds(sim: &Sim) {
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        {
+            let mut world = sim.lock();
+            trouble(&world, 1, None);
+            happened(&world, "disk stalls", &[36, 1]);
+            world.meshes[1].pace.stalled.store(true, Ordering::Relaxed);
+            let delay = Duration::from_millis(world.draw.between(100, 900));
+            world.nets.insert(pair(0, 1), Net { up: true, delay });
+            world.conns_of(0, Some(1)).iter().for_each(|c| c.set_delay(delay));
+            if let Some((key, shape)) = any_service(&mut world, 0) {
+                change(&mut world, 0, &key, shape);
+                world.tell(0);
+            }
+        }
+        let stalled = sim.lock().draw.between(15, 25);
+        tokio::time::sleep(Duration::from_secs(stalled)).await;
+        sim.lock().meshes[1].pace.stalled.store(false, Ordering::Relaxed);
+        for _ in 0..120 {
+            let pause = {
+                let mut world = sim.lock();
+                // Few of them: one is to come back while its going is still on the way.
+                let few: Vec<Key> = world.meshes[0].services.keys().take(2).cloned().collect();
+                if let Some(key) = world.draw.pick(&few).cloned() {
+                    let hidden = &mut world.meshes[0].hidden;
+                    if !hidden.remove(&(key.clone(), 1)) {
+                        hidden.insert((key, 1));
+                    }
+                    world.tell(0);
+                }
+                world.draw.between(20, 600)
+            };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            if broken(sim) {
+                return;
+            }
+        }
+    }
+}
+
+/// So much comes while the disk stands still that the reader pauses; the peer answers all the same.
+async fn paused(sim: &Sim, stage: &Stage) {
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    {
+        let world = sim.lock();
+        trouble(&world, 0, None);
+        happened(&world, "disk stalls", &[36, 0]);
+        world.meshes[0].pace.stalled.store(true, Ordering::Relaxed);
+    }
+    for step in 0..90 {
+        {
+            let mut world = sim.lock();
+            if step % 3 == 0 {
+                change_something(&mut world, stage, 0);
+            }
+            for _ in 0..3 {
+                if let Some((key, shape)) = any_service(&mut world, 1) {
+                    change(&mut world, 1, &key, Shape { fat: stage.fat, ..shape });
+                }
+            }
+            world.tell(1);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    heal_disk(&mut sim.lock(), 0);
+}
+
 /// Notes that something is wrong between two meshes, for everybody who measures.
 fn trouble(world: &World, mesh: MeshId, other: Option<MeshId>) {
     let now = world.start.elapsed();
@@ -298,7 +389,7 @@ async fn hardship(sim: &Sim, stage: &Stage) {
         77..90 => process_trouble(sim).await,
         90..93 => unread(sim),
         93..95 => replica(sim).await,
-        95..97 => second_stream(sim),
+        95..97 => second_stream(sim).await,
         97..98 => wall_jump(sim),
         _ => foreign_stall(sim),
     }
@@ -410,7 +501,7 @@ async fn import(sim: &Sim) {
             model.set_policy(id, policy);
         }
         for conn in world.conns_of(owner, Some(consumer)) {
-            conn.stream(owner).lock().excused = true;
+            conn.stream(owner).lock().excuse();
         }
         trouble(&world, owner, Some(consumer));
         happened(&world, "changes of imports", &[35, owner as u64, consumer as u64]);
@@ -611,7 +702,7 @@ async fn replica(sim: &Sim) {
 }
 
 /// A new connection comes while the old one still has data in flight.
-fn second_stream(sim: &Sim) {
+async fn second_stream(sim: &Sim) {
     let (from, to) = {
         let mut world = sim.lock();
         let other = an_other(&mut world);
@@ -641,8 +732,17 @@ fn second_stream(sim: &Sim) {
             });
         }
         happened(&world, "second streams", &[41, other as u64]);
+        let owner = if world.draw.chance(70) { 0 } else { other };
+        for _ in 0..4 {
+            if let Some((key, shape)) = any_service(&mut world, owner) {
+                change(&mut world, owner, &key, shape);
+                world.tell(owner);
+            }
+        }
         if dials { (0, other) } else { (other, 0) }
     };
+    let pause = sim.lock().draw.below(400);
+    tokio::time::sleep(Duration::from_millis(pause)).await;
     connect_again(sim, from, to);
 }
 
@@ -684,8 +784,12 @@ pub(crate) async fn play(sim: &Sim) {
     set_up(sim, &stage).await;
     if stage.hostile {
         crate::hostile::play(sim).await;
-    } else if stage.neighbours {
+    } else if stage.play == Play::Neighbours {
         neighbours(sim, &stage).await;
+    } else if stage.play == Play::Rounds {
+        rounds(sim).await;
+    } else if stage.play == Play::Paused {
+        paused(sim, &stage).await;
     } else {
         for _ in 0..stage.steps {
             hardship(sim, &stage).await;

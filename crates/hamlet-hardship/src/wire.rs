@@ -22,6 +22,8 @@ use crate::world::{CONTEXT, Sets, Sim, pair};
 
 /// How long the last words of a stream may take.
 const FLUSH: Duration = Duration::from_millis(500);
+/// Who leaves its peer's word unread for so long can't blame it for silence.
+const BLAME: Duration = Duration::from_secs(5);
 /// How long a connection must have been up, without trouble, to be well.
 const WELL: Duration = Duration::from_secs(20);
 
@@ -169,6 +171,9 @@ impl End {
                 self.model().lock().proved(theirs, &mut stream, proof.seq, verdict);
             }
             other => {
+                if let ext::control::Kind::Begin(_) = other {
+                    self.conn.stream(self.me).lock().excused_in_round = false;
+                }
                 let what = match other {
                     ext::control::Kind::Begin(begin) => match begin.mode {
                         m if m == ext::begin::Mode::Equal as i32 => "resumed, equal",
@@ -318,8 +323,17 @@ async fn run_end(
     cell.end(end.clone());
     link.close(&cell, &end);
     {
+        let waits = conn.pipe_of(other).waiting();
         let world = sim.lock();
         let mut model = world.model.lock();
+        let blames = ["no answer", "no sign of life"].iter().any(|t| end.message.starts_with(t));
+        if blames && waits > BLAME {
+            let what = format!(
+                "mesh {me} gives {other} up ({}), whose word it has left unread for {waits:?}",
+                end.message
+            );
+            model.complain("I10", what);
+        }
         model.tally.count("streams ended");
         model.log(&[11, me as u64, other as u64], || {
             format!("mesh {me}: stream #{} with {other} ended: {:?} {}", conn.number, end.code, end.message)

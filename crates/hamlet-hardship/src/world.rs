@@ -300,7 +300,7 @@ impl World {
     /// A mesh could not keep what it was told: a difference is no surprise on its present streams.
     pub(crate) fn excuse(&self, consumer: MeshId) {
         for conn in self.conns.iter().filter(|c| c.joins(consumer)) {
-            conn.stream(conn.other(consumer)).lock().excused = true;
+            conn.stream(conn.other(consumer)).lock().excuse();
         }
     }
 

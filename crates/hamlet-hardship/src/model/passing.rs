@@ -128,11 +128,11 @@ impl Model {
         match refusal {
             Some(14) => {
                 self.tally.count("refusals, not persisted");
-                stream.excused = true;
+                stream.excuse();
             }
             Some(8) => {
                 self.tally.count("refusals, quota");
-                stream.excused = true;
+                stream.excuse();
             }
             Some(_) => self.tally.count("refusals, policy"),
             None => self.tally.count("acknowledgements"),
@@ -207,7 +207,9 @@ impl Model {
                 let what = format!("{id:?}: different is said of bookmark {seq}, and the sets are equal");
                 self.complain("P1", what);
             }
-            Some(_) if !equal && !stream.excused => {
+            Some(_) if equal => (stream.excused, stream.excused_in_round) = (false, false),
+            // A round mends whatever was wrong before it.
+            Some(_) if !stream.excused || round != 0 && !stream.excused_in_round => {
                 let what = format!(
                     "{id:?}: all before bookmark {seq} (round {round}) came and was kept, and the sets differ: something was lost"
                 );
