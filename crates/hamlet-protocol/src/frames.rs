@@ -16,7 +16,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// How many frames of each kind a peer may send at once beyond what we gave cause for.
-pub const FRAMES_BURST: u32 = 256;
+pub const FRAMES_BURST: u32 = 1_024;
 /// How many more of each kind a second.
 pub const FRAMES_A_SECOND: u32 = 4;
 /// Most frames of one kind that what we send may save up for: what was earned and not used in time
@@ -377,7 +377,7 @@ mod tests {
         ];
         for (what, frame, wanted) in cases {
             let mut meter = meter();
-            let survived = (0..1_000).find(|_| meter.inbound(&frame, T0).is_err());
+            let survived = (0..10_000).find(|_| meter.inbound(&frame, T0).is_err());
             assert_eq!(survived, wanted, "{what}");
         }
     }
@@ -397,7 +397,7 @@ mod tests {
         assert_eq!(meter.left(FrameKind::Ping), u64::from(FRAMES_BURST));
         // One more of them each time, or a window of single bytes, is a flood.
         let dribble = frame(0, 0, 1);
-        let survived = (0..1_000).find(|_| {
+        let survived = (0..10_000).find(|_| {
             meter.outbound(&dribble, T0).unwrap();
             meter.inbound(&update, T0).is_err()
         });
@@ -440,7 +440,7 @@ mod tests {
     fn resets_that_the_peer_makes_us_send_are_its_own() {
         let mut meter = meter();
         let reset = frame(3, 0, 4);
-        let survived = (0..1_000).find(|_| meter.outbound(&reset, T0).is_err());
+        let survived = (0..10_000).find(|_| meter.outbound(&reset, T0).is_err());
         assert_eq!(survived, Some(FRAMES_BURST));
         assert_eq!(meter.flood().map(|f| f.kind), Some(FrameKind::Provoked));
     }

@@ -225,10 +225,10 @@ static LIMITS: Object = Object {
         field(
             "controlFrames",
             Integer(64, 65_536),
-            Default("256"),
+            Default("1024"),
             "How many HTTP/2 frames of a kind that carries nothing (PING, SETTINGS, RST_STREAM and the like) a peer \
              may send at once beyond what we gave cause for, before its connection is closed.",
-            "256",
+            "1024",
         ),
         field(
             "silentPerPrefix",
