@@ -282,7 +282,12 @@ async fn neighbours(sim: &Sim, stage: &Stage) {
 
 /// A stalled disk makes the consumer ask for a round; meanwhile what it has goes and comes back,
 /// byte for byte the same, over a slow link.
-async fn rounds(sim: &Sim) {
+async fn rounds(sim: &Sim, stage: &Stage) {
+    {
+        let mut world = sim.lock();
+        (0..3).for_each(|_| create(&mut world, stage, 0));
+        world.tell(0);
+    }
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_secs(10)).await;
         {
@@ -298,12 +303,20 @@ async fn rounds(sim: &Sim) {
                 world.tell(0);
             }
         }
-        let stalled = sim.lock().draw.between(15, 25);
+        let stalled = sim.lock().draw.between(22, 28);
         tokio::time::sleep(Duration::from_secs(stalled)).await;
         sim.lock().meshes[1].pace.stalled.store(false, Ordering::Relaxed);
-        for _ in 0..120 {
+        for step in 0..120 {
             let pause = {
                 let mut world = sim.lock();
+                // Another one differs for good: else the roots are equal again, and nothing is repeated.
+                let other = world.meshes[0].services.keys().nth(2).cloned();
+                if let Some(key) = other.filter(|_| world.draw.chance(40))
+                    && let Some(shape) = world.meshes[0].services.get(&key).map(|s| s.shape)
+                {
+                    change(&mut world, 0, &key, shape);
+                    world.tell(0);
+                }
                 // Few of them: one is to come back while its going is still on the way.
                 let few: Vec<Key> = world.meshes[0].services.keys().take(2).cloned().collect();
                 if let Some(key) = world.draw.pick(&few).cloned() {
@@ -313,7 +326,8 @@ async fn rounds(sim: &Sim) {
                     }
                     world.tell(0);
                 }
-                world.draw.between(20, 600)
+                // Now and then the owner says all it has, and bookmarks it.
+                if step % 8 == 7 { 5_000 } else { world.draw.between(20, 400) }
             };
             tokio::time::sleep(Duration::from_millis(pause)).await;
             if broken(sim) {
@@ -787,7 +801,7 @@ pub(crate) async fn play(sim: &Sim) {
     } else if stage.play == Play::Neighbours {
         neighbours(sim, &stage).await;
     } else if stage.play == Play::Rounds {
-        rounds(sim).await;
+        rounds(sim, &stage).await;
     } else if stage.play == Play::Paused {
         paused(sim, &stage).await;
     } else {
