@@ -485,19 +485,25 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
     let names: BTreeMap<PeerName, MeshId> =
         world.meshes[mesh].peers.iter().map(|p| (peer_name(world.meshes[*p].name), *p)).collect();
     let start = world.start;
-    let draw = world.draw.fork();
+    let mut draw = world.draw.fork();
     let (model, executor) = (world.model.clone(), world.executor.clone());
     let its = &mut world.meshes[mesh];
     its.disk.set_fault(crate::disk::Fault::None);
     its.pace.stalled.store(false, Ordering::Relaxed);
+    if its.disk.lies() {
+        // No process can know that: only a machine that starts anew reads what is there.
+        its.disk = its.disk.after(&mut draw, false);
+    }
     if birth == Birth::New {
         its.log = its.log.wrapping_add(1);
     }
     let (below, loaded, store) = if its.real {
         match Store::open_inline(Arc::new(its.disk.clone()), store_options()) {
             Ok(opened) => {
-                if opened.damage.is_some() {
-                    model.lock().complain("I2", format!("mesh {mesh}: the store was found damaged"));
+                if let Some(damage) = &opened.damage {
+                    model
+                        .lock()
+                        .complain("I2", format!("mesh {mesh}: the store was found damaged: {damage:?}"));
                 }
                 (Below::Real(opened.store.clone()), opened.peers, Some(opened.store))
             }
