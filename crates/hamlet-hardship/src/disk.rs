@@ -24,6 +24,8 @@ struct SimFile {
     seen: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Pending>,
+    /// A failed sync dropped something that reads still show.
+    lies: bool,
 }
 
 fn write_to(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
@@ -102,6 +104,11 @@ impl SimDisk {
         self.0.lock().fault
     }
 
+    /// Whether reads show what a failed sync has dropped.
+    pub(crate) fn lies(&self) -> bool {
+        self.0.lock().files.values().any(|f| f.lies)
+    }
+
     /// The disk as it is found after the process was killed, or the power was lost: all that was
     /// synced, and of the rest everything (killed) or any part of any write.
     pub(crate) fn after(&self, draw: &mut Draw, killed: bool) -> SimDisk {
@@ -114,7 +121,7 @@ impl SimDisk {
             if let Some(file) = state.files.get(&id) {
                 // What reads see is in the page cache, which survives a process.
                 let bytes = if killed { file.seen.clone() } else { file.after(draw, kept) };
-                new.files.insert(id, SimFile { seen: bytes.clone(), durable: bytes, pending: vec![] });
+                new.files.insert(id, SimFile { seen: bytes.clone(), durable: bytes, ..SimFile::default() });
             }
         }
         drop(new);
@@ -207,6 +214,7 @@ impl StorageBackend for Handle {
         let file = state.file(self.id);
         let pending = std::mem::take(&mut file.pending);
         if fault == Fault::Sync {
+            file.lies |= !pending.is_empty();
             return Err(io::Error::other("the sync failed"));
         }
         for operation in pending {
@@ -215,6 +223,7 @@ impl StorageBackend for Handle {
                 Pending::SetLen(len) => file.durable.resize(len as usize, 0),
             }
         }
+        file.lies &= file.seen != file.durable;
         Ok(())
     }
 

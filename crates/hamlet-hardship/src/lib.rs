@@ -10,6 +10,7 @@ mod campaign;
 mod clock;
 mod disk;
 mod draw;
+mod executor;
 mod foreign;
 mod hostile;
 mod model;

@@ -424,8 +424,8 @@ impl Model {
                     if !way.deleted.contains(&key) {
                         way.told_gone.remove(&key);
                     }
-                    if let Some(at) = way.written.get(&(key.clone(), number)) {
-                        way.applied_since.insert(key.clone(), *at);
+                    if let Some(at) = way.written.remove(&(key.clone(), number)) {
+                        way.applied_since.insert(key.clone(), at);
                     }
                 }
             }

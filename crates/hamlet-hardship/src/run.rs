@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_core::seeded::{self, SeededBug};
-use hamlet_runtime::{Shutdown, Supervisor, TaskState};
+use hamlet_runtime::{Executor, Shutdown, Supervisor, TaskState};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::draw::Draw;
+use crate::executor::SeededExecutor;
 use crate::model::{Model, Shared, Violation};
 use crate::tally::Tally;
 use crate::world::{World, share};
@@ -35,17 +36,20 @@ pub struct Outcome {
 pub fn run_seed(seed: u64, bug: Option<SeededBug>, keep_log: bool) -> std::io::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     seeded::switch(bug);
-    let outcome = runtime.block_on(live(seed, keep_log));
+    let mut draw = Draw::new(seed);
+    let executor = SeededExecutor::new(draw.fork());
+    let outcome = runtime.block_on(executor.run(live(draw, executor.clone(), keep_log)));
     drop(runtime);
     seeded::switch(None);
     Ok(outcome)
 }
 
-async fn live(seed: u64, keep_log: bool) -> Outcome {
+async fn live(draw: Draw, executor: SeededExecutor, keep_log: bool) -> Outcome {
     let start = Instant::now();
     let model: Shared<Model> = Arc::new(Mutex::new(Model::new(start, keep_log)));
-    let supervisor = Supervisor::new(Shutdown::new());
-    let world = World::new(model.clone(), Draw::new(seed), supervisor.spawner(), start);
+    let executor: Arc<dyn Executor> = Arc::new(executor);
+    let supervisor = Supervisor::on(executor.clone(), Shutdown::new());
+    let world = World::new(model.clone(), draw, executor, supervisor.spawner(), start);
     let sim = share(world);
     crate::script::play(&sim).await;
     let spawners: Vec<_> = {

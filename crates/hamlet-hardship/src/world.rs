@@ -15,7 +15,7 @@ use hamlet_protocol::dialect::Secret;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
-use hamlet_runtime::{Clock, Shutdown, Spawner, Supervisor};
+use hamlet_runtime::{Clock, Executor, Shutdown, Spawner, Supervisor};
 use hamlet_store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -109,6 +109,8 @@ pub(crate) struct World {
     pub(crate) conns: Vec<Arc<Conn>>,
     /// The parent of what belongs to no mesh.
     pub(crate) spawner: Spawner,
+    /// Polls every task of every process.
+    executor: Arc<dyn Executor>,
     pub(crate) revision: u64,
     /// How many unanswered changes a foreign peer may have.
     pub(crate) foreign_window: usize,
@@ -121,7 +123,13 @@ pub(crate) fn pair(a: MeshId, b: MeshId) -> (MeshId, MeshId) {
 }
 
 impl World {
-    pub(crate) fn new(model: Shared<Model>, draw: Draw, spawner: Spawner, start: Instant) -> World {
+    pub(crate) fn new(
+        model: Shared<Model>,
+        draw: Draw,
+        executor: Arc<dyn Executor>,
+        spawner: Spawner,
+        start: Instant,
+    ) -> World {
         World {
             start,
             model,
@@ -130,6 +138,7 @@ impl World {
             nets: BTreeMap::new(),
             conns: vec![],
             spawner,
+            executor,
             revision: 0,
             foreign_window: 1,
             numbers: 0,
@@ -476,19 +485,25 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
     let names: BTreeMap<PeerName, MeshId> =
         world.meshes[mesh].peers.iter().map(|p| (peer_name(world.meshes[*p].name), *p)).collect();
     let start = world.start;
-    let draw = world.draw.fork();
-    let model = world.model.clone();
+    let mut draw = world.draw.fork();
+    let (model, executor) = (world.model.clone(), world.executor.clone());
     let its = &mut world.meshes[mesh];
     its.disk.set_fault(crate::disk::Fault::None);
     its.pace.stalled.store(false, Ordering::Relaxed);
+    if its.disk.lies() {
+        // No process can know that: only a machine that starts anew reads what is there.
+        its.disk = its.disk.after(&mut draw, false);
+    }
     if birth == Birth::New {
         its.log = its.log.wrapping_add(1);
     }
     let (below, loaded, store) = if its.real {
         match Store::open_inline(Arc::new(its.disk.clone()), store_options()) {
             Ok(opened) => {
-                if opened.damage.is_some() {
-                    model.lock().complain("I2", format!("mesh {mesh}: the store was found damaged"));
+                if let Some(damage) = &opened.damage {
+                    model
+                        .lock()
+                        .complain("I2", format!("mesh {mesh}: the store was found damaged: {damage:?}"));
                 }
                 (Below::Real(opened.store.clone()), opened.peers, Some(opened.store))
             }
@@ -502,7 +517,7 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
         let records = loaded.get(name).map(|l| l.records.clone()).unwrap_or_default();
         model.lock().loaded((*peer, mesh), &records);
     }
-    let supervisor = Supervisor::new(Shutdown::new());
+    let supervisor = Supervisor::on(executor, Shutdown::new());
     let clock: Arc<dyn Clock> = Arc::new(SimClock::new(start, its.jumps.clone()));
     let context = LinkContext {
         our_id: its.id.clone(),

@@ -11,4 +11,4 @@ pub mod supervisor;
 pub use backoff::Backoff;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use shutdown::Shutdown;
-pub use supervisor::{Spawner, Supervisor, TaskReport, TaskState};
+pub use supervisor::{Executor, Spawner, Supervisor, Task, TaskReport, TaskState};

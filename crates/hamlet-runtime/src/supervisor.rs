@@ -33,9 +33,20 @@ pub struct TaskReport {
     pub state: TaskState,
 }
 
+/// A task as an [`Executor`] gets it.
+pub type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs tasks instead of the runtime: a simulation decides itself whose turn it is.
+pub trait Executor: std::fmt::Debug + Send + Sync + 'static {
+    /// Takes a task, to be polled whenever it is woken.
+    fn start(&self, task: Task);
+}
+
 #[derive(Debug)]
 struct Inner {
     tracker: TaskTracker,
+    /// Who polls the tasks; the runtime if nobody else does.
+    executor: Option<Arc<dyn Executor>>,
     shutdown: Shutdown,
     tasks: Mutex<BTreeMap<u64, TaskReport>>,
     next: AtomicU64,
@@ -59,8 +70,17 @@ pub struct Spawner {
 impl Supervisor {
     /// A supervisor whose tasks stop on `shutdown`.
     pub fn new(shutdown: Shutdown) -> Supervisor {
-        let inner =
-            Inner { tracker: TaskTracker::new(), shutdown, tasks: Mutex::default(), next: AtomicU64::new(0) };
+        Supervisor::made(shutdown, None)
+    }
+
+    /// The same, with tasks polled by `executor`; blocking work still goes to the runtime.
+    pub fn on(executor: Arc<dyn Executor>, shutdown: Shutdown) -> Supervisor {
+        Supervisor::made(shutdown, Some(executor))
+    }
+
+    fn made(shutdown: Shutdown, executor: Option<Arc<dyn Executor>>) -> Supervisor {
+        let (tracker, next) = (TaskTracker::new(), AtomicU64::new(0));
+        let inner = Inner { tracker, executor, shutdown, tasks: Mutex::default(), next };
         Supervisor { spawner: Spawner { inner: Arc::new(inner) } }
     }
 
@@ -137,7 +157,10 @@ impl Spawner {
                 }
             }
         };
-        drop(self.inner.tracker.spawn(guarded));
+        match &self.inner.executor {
+            Some(executor) => executor.start(Box::pin(self.inner.tracker.track_future(guarded))),
+            None => drop(self.inner.tracker.spawn(guarded)),
+        }
     }
 
     /// Starts a task on the blocking pool, for work that would hold up others.

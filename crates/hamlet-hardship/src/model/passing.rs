@@ -86,7 +86,7 @@ impl Model {
                     way.deleted.remove(&read.key);
                     let number = mark(&read.key, value);
                     let at = stream.written.get(&(read.key.clone(), number)).copied().unwrap_or(now);
-                    way.written.insert((read.key.clone(), number), at);
+                    way.written.entry((read.key.clone(), number)).or_insert(at);
                     way.current.insert((read.key.clone(), number));
                 }
                 None => {
@@ -207,7 +207,7 @@ impl Model {
                 let what = format!("{id:?}: different is said of bookmark {seq}, and the sets are equal");
                 self.complain("P1", what);
             }
-            Some(_) if equal => (stream.excused, stream.excused_in_round) = (false, false),
+            Some(_) if equal => {}
             // A round mends whatever was wrong before it.
             Some(_) if !stream.excused || round != 0 && !stream.excused_in_round => {
                 let what = format!(
