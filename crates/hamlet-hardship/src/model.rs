@@ -23,6 +23,8 @@ pub(crate) type WayId = (MeshId, MeshId);
 const DELIVERY_BUDGET: Duration = Duration::from_secs(8);
 /// How much later than the rules say the code may look at the time.
 const SLACK: Duration = Duration::from_secs(3);
+/// How long a decision may wait for the disk.
+const COMMIT_SLACK: Duration = Duration::from_secs(10);
 /// The guard's sliding hour, with the minute by which it counts.
 const GUARD_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -679,7 +681,9 @@ impl Way {
             return None;
         }
         let refused = self.refused.get(key).copied();
-        let long = |at: Duration| now.saturating_sub(at) + SLACK >= self.policy.limits.refused_hold;
+        // It counts from the decision, which a slow commit makes known only later.
+        let long =
+            |at: Duration| now.saturating_sub(at) + SLACK + COMMIT_SLACK >= self.policy.limits.refused_hold;
         let refused_long = [self.offered.alien_since(key), refused].into_iter().flatten().any(long);
         let alien = !self.policy.takes_aliens && self.was_alien(key, revision);
         if refused_long || alien {

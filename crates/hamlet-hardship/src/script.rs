@@ -1,6 +1,8 @@
 //! What happens to the world: hardship chosen by the seed, then calm, then the question whether
 //! everything is as it should be.
 
+mod plays;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,8 +59,8 @@ fn stage(draw: &mut Draw) -> Stage {
     let play = match draw.below(100) {
         _ if hostile => Play::Any,
         0..3 => Play::Neighbours,
-        3..6 => Play::Rounds,
-        6..9 => Play::Paused,
+        3..9 => Play::Rounds,
+        9..12 => Play::Paused,
         _ => Play::Any,
     };
     let neighbours = play == Play::Neighbours;
@@ -265,103 +267,6 @@ fn a_hamlet(world: &mut World) -> MeshId {
 fn an_other(world: &mut World) -> MeshId {
     let all = world.meshes.len() as u64;
     world.draw.between(1, all - 1) as usize
-}
-
-/// The foreign consumer stands still for long while services change; nothing else is wrong.
-async fn neighbours(sim: &Sim, stage: &Stage) {
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    foreign_stall(sim);
-    for _ in 0..20 {
-        {
-            let mut world = sim.lock();
-            change_something(&mut world, stage, 0);
-        }
-        tokio::time::sleep(Duration::from_secs(2)).await;
-    }
-}
-
-/// A stalled disk makes the consumer ask for a round; meanwhile what it has goes and comes back,
-/// byte for byte the same, over a slow link.
-async fn rounds(sim: &Sim, stage: &Stage) {
-    {
-        let mut world = sim.lock();
-        (0..3).for_each(|_| create(&mut world, stage, 0));
-        world.tell(0);
-    }
-    for _ in 0..2 {
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        {
-            let mut world = sim.lock();
-            trouble(&world, 1, None);
-            happened(&world, "disk stalls", &[36, 1]);
-            world.meshes[1].pace.stalled.store(true, Ordering::Relaxed);
-            let delay = Duration::from_millis(world.draw.between(100, 900));
-            world.nets.insert(pair(0, 1), Net { up: true, delay });
-            world.conns_of(0, Some(1)).iter().for_each(|c| c.set_delay(delay));
-            if let Some((key, shape)) = any_service(&mut world, 0) {
-                change(&mut world, 0, &key, shape);
-                world.tell(0);
-            }
-        }
-        let stalled = sim.lock().draw.between(22, 28);
-        tokio::time::sleep(Duration::from_secs(stalled)).await;
-        sim.lock().meshes[1].pace.stalled.store(false, Ordering::Relaxed);
-        for step in 0..120 {
-            let pause = {
-                let mut world = sim.lock();
-                // Another one differs for good: else the roots are equal again, and nothing is repeated.
-                let other = world.meshes[0].services.keys().nth(2).cloned();
-                if let Some(key) = other.filter(|_| world.draw.chance(40))
-                    && let Some(shape) = world.meshes[0].services.get(&key).map(|s| s.shape)
-                {
-                    change(&mut world, 0, &key, shape);
-                    world.tell(0);
-                }
-                // Few of them: one is to come back while its going is still on the way.
-                let few: Vec<Key> = world.meshes[0].services.keys().take(2).cloned().collect();
-                if let Some(key) = world.draw.pick(&few).cloned() {
-                    let hidden = &mut world.meshes[0].hidden;
-                    if !hidden.remove(&(key.clone(), 1)) {
-                        hidden.insert((key, 1));
-                    }
-                    world.tell(0);
-                }
-                // Now and then the owner says all it has, and bookmarks it.
-                if step % 8 == 7 { 5_000 } else { world.draw.between(20, 400) }
-            };
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-            if broken(sim) {
-                return;
-            }
-        }
-    }
-}
-
-/// So much comes while the disk stands still that the reader pauses; the peer answers all the same.
-async fn paused(sim: &Sim, stage: &Stage) {
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    {
-        let world = sim.lock();
-        trouble(&world, 0, None);
-        happened(&world, "disk stalls", &[36, 0]);
-        world.meshes[0].pace.stalled.store(true, Ordering::Relaxed);
-    }
-    for step in 0..90 {
-        {
-            let mut world = sim.lock();
-            if step % 3 == 0 {
-                change_something(&mut world, stage, 0);
-            }
-            for _ in 0..3 {
-                if let Some((key, shape)) = any_service(&mut world, 1) {
-                    change(&mut world, 1, &key, Shape { fat: stage.fat, ..shape });
-                }
-            }
-            world.tell(1);
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    heal_disk(&mut sim.lock(), 0);
 }
 
 /// Notes that something is wrong between two meshes, for everybody who measures.
@@ -799,11 +704,11 @@ pub(crate) async fn play(sim: &Sim) {
     if stage.hostile {
         crate::hostile::play(sim).await;
     } else if stage.play == Play::Neighbours {
-        neighbours(sim, &stage).await;
+        plays::neighbours(sim, &stage).await;
     } else if stage.play == Play::Rounds {
-        rounds(sim, &stage).await;
+        plays::rounds(sim, &stage).await;
     } else if stage.play == Play::Paused {
-        paused(sim, &stage).await;
+        plays::paused(sim, &stage).await;
     } else {
         for _ in 0..stage.steps {
             hardship(sim, &stage).await;

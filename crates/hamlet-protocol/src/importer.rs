@@ -127,6 +127,8 @@ pub struct Importer<J: LinkJudge = ServiceJudge> {
     hold: Option<Duration>,
     last_tick: Duration,
     last_state: Duration,
+    /// Until when time without the peer is counted.
+    counted: Duration,
     stored: PeerState,
     proven: Option<ProvenAt>,
     resync: Option<Duration>,
@@ -174,6 +176,7 @@ impl<J: LinkJudge> Importer<J> {
             hold: None,
             last_tick: now,
             last_state: now,
+            counted: now,
             stored,
             proven: None,
             resync: Some(RESYNC_EVERY),
@@ -501,7 +504,9 @@ impl<J: LinkJudge> Importer<J> {
         self.commit_local(due, "time").await;
         // The last look may have been long ago, and the stream up for most of the time since.
         let closed = Duration::from_millis(self.state.closed_ms.load(std::sync::atomic::Ordering::Relaxed));
-        let away = passed.min(self.clock.now().saturating_sub(closed));
+        let seen = self.clock.now();
+        let away = seen.saturating_sub(closed.max(self.counted));
+        self.counted = seen;
         let up = self.state.stream.lock().is_some();
         self.count_down_time(up, if is_on(SeededBug::HoldOnWallClock) { passed } else { away });
         // That the peer is back has to survive as well, or a crash would end the hold time early.
