@@ -15,63 +15,12 @@ use crate::digest::{CUT_BYTES, DigestTree, Level, Scope, bucket_of, key_hash, le
 use crate::durable::{Hash32, HeardRecord, ImportChange, ImportRecord, Verdict};
 use crate::guard::{Guard, GuardSettings};
 use crate::import::ImportRules;
+pub use crate::judge::{Decoder, Judge, ServiceJudge};
 use crate::lease::NameLeases;
 use crate::name::PeerName;
 use crate::rejection::{Rejection, RejectionCode};
 use crate::seeded::{SeededBug, is_on};
-use crate::service::{FederatedService, ImportedService};
-
-/// Turns `Any.value` under a wire key into a checked service; one for each dialect.
-pub type Decoder = Arc<dyn Fn(&str, &[u8]) -> Result<FederatedService, Rejection> + Send + Sync>;
-
-/// Decides on one encoded entry of a peer. What it admits holds what it claimed until it is
-/// released.
-pub trait Judge: Send + 'static {
-    /// What is served of an entry.
-    type Value: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static;
-
-    /// Decodes, admits and claims.
-    ///
-    /// # Errors
-    /// The refusal that the owner is told.
-    fn judge(&self, key: &str, value: &[u8], now: Duration) -> Result<Arc<Self::Value>, Rejection>;
-
-    /// Claims again what is in force, after a later claim of the same entry was taken back.
-    fn reclaim(&self, value: &Self::Value, now: Duration);
-
-    /// Lets go of what was claimed.
-    fn release(&self, value: &Self::Value, now: Duration);
-}
-
-/// The judge of services: a dialect's decoder, the import rules, and who holds which name.
-pub struct ServiceJudge {
-    rules: Option<Arc<ImportRules>>,
-    decoder: Decoder,
-    leases: NameLeases,
-}
-
-impl Judge for ServiceJudge {
-    type Value = ImportedService;
-
-    fn judge(&self, key: &str, value: &[u8], now: Duration) -> Result<Arc<ImportedService>, Rejection> {
-        let Some(rules) = &self.rules else {
-            let message = "the importing mesh has no Import for this peer; ask its operators for one";
-            return Err(Rejection::new(RejectionCode::Policy, "no-import", "resource_id", message));
-        };
-        let service = rules.admit(&(self.decoder)(key, value)?)?;
-        self.leases.claim(&service, now)?;
-        Ok(Arc::new(service))
-    }
-
-    fn reclaim(&self, service: &ImportedService, now: Duration) {
-        // Held by the same service, so it can't be refused.
-        let _ = self.leases.claim(service, now);
-    }
-
-    fn release(&self, service: &ImportedService, now: Duration) {
-        self.leases.release(&service.id, now);
-    }
-}
+use crate::service::ImportedService;
 
 /// What one peer may make us hold (threat T7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use super::*;
 use crate::address::{EndpointAddress, PortRange};
 use crate::name::{DnsLabel, Fqdn, NameSuffix};
+use crate::service::FederatedService;
 use crate::service::{Endpoint, Instance, Protocol, ServiceName};
 use crate::spiffe::{SpiffeId, TrustDomain};
 

@@ -38,6 +38,7 @@ pub mod durable;
 pub mod guard;
 pub mod import;
 pub mod imported;
+pub mod judge;
 pub mod lease;
 pub mod name;
 pub mod offers;

@@ -66,11 +66,12 @@ spec:
   listen: {{agent: \"127.0.0.1:{port}\", ingress: off, egressHttp: off, dns: off, admin: off}}
   advertise: {{ingress: [\"127.0.0.1:{INGRESS_PORT}\"]}}
   egress: {{listeners: 0}}
+  brake: {{percent: 100}}
 "
     )
 }
 
-/// The guard is off: deletions are part of the stream, and it would hold them back.
+/// The guard is off, and the brake at the source: deletions are part of the stream, and they would hold them back.
 fn peer_document(own: &str, peer: &str, port: u16) -> String {
     let (extra, policy) = if own == OWNER {
         let publication = format!(
