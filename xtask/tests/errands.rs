@@ -13,14 +13,14 @@ fn a_quick_bench_ends_with_its_line_writes_raw_samples_and_claims_nothing() {
     let output = xtask.arg("--folder").arg(folder.path()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(text.lines().last(), Some("1 passed, 0 failed"), "{text}");
+    assert_eq!(text.lines().last(), Some("3 passed, 0 failed"), "{text}");
 
     let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert_eq!(report["bench"], "sync");
     for key in ["cpu", "idle", "steal", "versions"] {
         assert!(!report["machine"][key].is_null(), "machine.{key}");
     }
-    let size = report["service_bytes"].as_u64().unwrap();
+    let size = report["settings"]["service_bytes"].as_u64().unwrap();
     assert!((450..=500).contains(&size), "{size}");
     let figures = report["figures"].as_array().unwrap();
     assert!(figures.len() >= 5);
