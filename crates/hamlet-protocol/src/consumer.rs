@@ -141,7 +141,6 @@ pub struct Batch<V = hamlet_core::ImportedService> {
     pub leaving: bool,
     answers: Vec<(String, Result<(), Rejection>)>,
     staged: Vec<Staged<V>>,
-    since: Duration,
     /// Keys repeated since the round began, and keys deleted.
     upserted: Vec<Arc<str>>,
     deleted: Vec<Arc<str>>,
@@ -421,13 +420,13 @@ impl ConsumerSession {
             leaving: false,
             answers: vec![],
             staged: vec![],
-            since: self.inbox.front().map_or(now, |q| q.at),
             upserted: vec![],
             deleted: vec![],
             bookmark: None,
             version: 0,
             messages: 0,
         };
+        let since = self.inbox.front().map(|q| q.at);
         let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
         while batch.answers.len() < BATCH_MAX {
             match self.inbox.front().map(|q| &q.item) {
@@ -480,7 +479,7 @@ impl ConsumerSession {
             batch.staged.push(staged);
         }
         batch.changes = batch.staged.iter().filter_map(|s| slice.change(s, now)).collect();
-        self.committing = (batch.messages > 0).then_some(batch.since);
+        self.committing = since;
         (batch.messages > 0).then_some(batch)
     }
 
@@ -548,13 +547,16 @@ impl ConsumerSession {
     ) -> SliceChanges<J::Value> {
         let Batch { answers, staged, upserted, deleted, bookmark, .. } = batch;
         self.committing = None;
+        let unmarked: BTreeSet<Arc<str>> = match is_on(SeededBug::MarkOnlyAdmitted) {
+            true => {
+                let refused = staged.iter().filter(|s| outcome.is_err() || s.answer.is_err());
+                refused.map(|s| s.key.clone()).collect()
+            }
+            false => BTreeSet::new(),
+        };
         if let Err(rejection) = outcome {
-            let refused: BTreeSet<Arc<str>> = match is_on(SeededBug::MarkOnlyAdmitted) {
-                true => staged.iter().map(|s| s.key.clone()).collect(),
-                false => BTreeSet::new(),
-            };
             slice.abandon(staged, now);
-            self.mark(slice, upserted, deleted, &refused);
+            self.mark(slice, upserted, deleted, &unmarked);
             for (nonce, _) in answers {
                 self.answer(nonce, Err(rejection.clone()), now);
             }
@@ -562,17 +564,12 @@ impl ConsumerSession {
             self.missed = true;
             if let Some(bookmark) = bookmark {
                 // It would have ended a round: another one has to.
-                let full = self.full;
-                self.plan_round(bookmark.round != 0, full, now);
+                self.plan_round(bookmark.round != 0, now);
             }
             return vec![];
         }
-        let refused: BTreeSet<Arc<str>> = match is_on(SeededBug::MarkOnlyAdmitted) {
-            true => staged.iter().filter(|s| s.answer.is_err()).map(|s| s.key.clone()).collect(),
-            false => BTreeSet::new(),
-        };
         let mut changes = slice.apply(staged, now);
-        self.mark(slice, upserted, deleted, &refused);
+        self.mark(slice, upserted, deleted, &unmarked);
         for (nonce, answer) in answers {
             self.answer(nonce, answer, now);
         }
@@ -629,8 +626,7 @@ impl ConsumerSession {
                 // The owner still has to offer what we couldn't keep.
                 ext::proof::Verdict::Pending
             } else {
-                let full = self.full;
-                self.plan_round(bookmark.round != 0, full, now);
+                self.plan_round(bookmark.round != 0, now);
                 ext::proof::Verdict::Different
             }
         };
@@ -645,11 +641,11 @@ impl ConsumerSession {
 
     /// After an ordinary bookmark a round by buckets follows soon; when that did not help, one
     /// over everything; when that did not help either, ever later: never a loop.
-    fn plan_round(&mut self, after_round: bool, after_full: bool, now: Duration) {
+    fn plan_round(&mut self, after_round: bool, now: Duration) {
         if self.next_round.is_some() {
             return;
         }
-        let wait = if after_round && after_full {
+        let wait = if after_round && self.full {
             let wait = self.unproven_wait;
             self.unproven_wait = (wait * 2).min(UNPROVEN_CAP);
             wait
