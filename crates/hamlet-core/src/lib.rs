@@ -35,6 +35,7 @@ pub mod brake;
 pub mod catalogue;
 pub mod digest;
 pub mod durable;
+pub mod expiry;
 pub mod guard;
 pub mod import;
 pub mod imported;

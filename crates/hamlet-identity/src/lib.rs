@@ -26,6 +26,7 @@ mod minter;
 mod silent;
 mod tls;
 mod trust;
+mod validity;
 mod verifier;
 mod verify;
 pub mod watch;
@@ -43,6 +44,7 @@ pub use tls::{
     gateway_server_config, provider,
 };
 pub use trust::{PeerTrust, ProvenPeer, Role, TrustError, TrustTable};
+pub use validity::Validity;
 pub use verify::{
     CHAIN_MAX, Expect, NOT_BEFORE_SKEW, Usage, VerifyError, proven_client, proven_server, verify_peer_chain,
 };

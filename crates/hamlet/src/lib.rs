@@ -6,3 +6,4 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod demo;
+mod doctor;

@@ -17,6 +17,7 @@
 //! client said it takes, nor longer than 1232 bytes.
 
 mod answer;
+mod ask;
 pub mod config;
 mod sink;
 mod stats;
@@ -24,6 +25,7 @@ mod tcp;
 mod translate;
 
 pub use answer::{Outcome, Transport, answer};
+pub use ask::{AskError, ask};
 pub use sink::{BindError, DnsServer};
 pub use stats::{DnsCounters, DnsStats, OutcomeCounts};
 pub use translate::{OwnedName, ServiceTarget, Zone, ZoneSuffix};

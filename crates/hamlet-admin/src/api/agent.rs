@@ -2,7 +2,9 @@
 //! it is ready, and everything about it that a person should look at.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use hamlet_core::expiry::Expiry;
 use serde::{Deserialize, Serialize};
 
 use super::age::human_age;
@@ -85,6 +87,8 @@ pub struct IdentityStatus {
     pub role: String,
     /// The SPIFFE id.
     pub id: String,
+    /// When its validity begins, in seconds since the Unix epoch.
+    pub not_before_s: u64,
     /// When it expires, in seconds since the Unix epoch.
     pub not_after_s: u64,
     /// Seconds until it expires; negative when it has.
@@ -92,9 +96,6 @@ pub struct IdentityStatus {
     /// Why the files as they are now can't be used; the last good pair stays in force.
     pub error: Option<String>,
 }
-
-/// How long before its end a certificate is called expiring.
-pub const EXPIRY_WARNING_S: i64 = 7 * 86_400;
 
 /// The agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -233,14 +234,24 @@ impl AgentStatus {
 }
 
 impl IdentityStatus {
-    /// What is wrong with it, if anything.
+    /// How near its end is, at the time of asking.
+    fn expiry(&self) -> Expiry {
+        let at = Duration::from_secs;
+        let now = at(self.not_after_s.saturating_add_signed(self.expires_in_s.saturating_neg()));
+        Expiry::at(now, at(self.not_before_s), at(self.not_after_s))
+    }
+
+    /// What is wrong with it, if anything: a file that can't be used, or an end that is less than a
+    /// week away (of a life of days: when less than a sixth of it is left).
     pub fn problem(&self) -> Option<String> {
         let age = |s: i64| human_age(s.unsigned_abs().saturating_mul(1000));
         let renew = "issue a new one and put it in place; the files are watched";
         match (&self.error, self.expires_in_s) {
             (Some(error), _) => Some(error.clone()),
             (None, s) if s <= 0 => Some(format!("{} expired {} ago: {renew}", self.id, age(s))),
-            (None, s) if s < EXPIRY_WARNING_S => Some(format!("{} expires in {}: {renew}", self.id, age(s))),
+            (None, s) if self.expiry() >= Expiry::Week => {
+                Some(format!("{} expires in {}: {renew}", self.id, age(s)))
+            }
             _ => None,
         }
     }
@@ -371,12 +382,20 @@ mod tests {
 
     #[test]
     fn an_identity_is_a_problem_before_it_expires() {
+        let year = 365 * 86_400;
         let mut id =
-            IdentityStatus { id: "spiffe://a/b".into(), expires_in_s: 86_400 * 30, ..Default::default() };
+            IdentityStatus { id: "spiffe://a/b".into(), not_after_s: 2 * year, ..Default::default() };
+        id.not_before_s = year;
+        id.expires_in_s = 86_400 * 30;
         assert_eq!(id.problem(), None);
         id.expires_in_s = 3600 * 5;
         assert!(id.problem().unwrap().contains("expires in 5h"));
         id.expires_in_s = -60;
         assert!(id.problem().unwrap().contains("expired 60s ago"));
+        // Of a day, renewed when a third is left, five hours are enough.
+        (id.not_before_s, id.expires_in_s) = (2 * year - 86_400, 3600 * 5);
+        assert_eq!(id.problem(), None);
+        id.expires_in_s = 3600 * 3;
+        assert!(id.problem().unwrap().contains("expires in 3h"));
     }
 }

@@ -5,6 +5,7 @@
 
 mod applied;
 mod apply;
+mod expiry;
 mod listeners;
 mod liveness;
 mod peers;
@@ -183,6 +184,7 @@ async fn start(
     agent.start_peers().await;
     agent.start_sinks().await;
     agent.start_reports();
+    agent.start_watching_expiry();
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
     agent.watch_files(snapshot);

@@ -14,6 +14,7 @@ use hamlet_admin::source::{BoxFuture, StateSource};
 use hamlet_core::rejection::one_line;
 use hamlet_core::{ImportedService, LocalService, PeerName};
 use hamlet_gateway::{EgressState, EgressStatus};
+use hamlet_identity::Validity;
 use hamlet_protocol::link::{Connection, LinkStatus};
 use hamlet_runtime::{Shutdown, TaskState};
 use tokio::sync::watch;
@@ -376,10 +377,13 @@ impl Agent {
         let wall = self.clock.wall();
         let one = |(role, id): (&str, &Arc<hamlet_identity::LocalIdentity>)| {
             let not_after = id.not_after();
+            let leaf = id.chain().first().and_then(|der| Validity::of(der));
+            let not_before = leaf.map(|leaf| leaf.not_before).unwrap_or_default();
             let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
             IdentityStatus {
                 role: role.to_owned(),
                 id: id.spiffe_id().to_string(),
+                not_before_s: not_before.as_secs(),
                 not_after_s: not_after.as_secs(),
                 expires_in_s: seconds(not_after) - seconds(wall),
                 error: id.last_error(),

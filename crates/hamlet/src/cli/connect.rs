@@ -43,6 +43,11 @@ pub(super) struct ConnectArgs {
 }
 
 impl ConnectArgs {
+    /// The configuration that was named, if any.
+    pub(super) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// A client for that agent. A flag wins over the environment, then the socket over the
     /// configuration.
     pub(super) fn client(&self) -> Client {

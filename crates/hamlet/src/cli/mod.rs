@@ -5,6 +5,7 @@
 //! program that reads the environment.
 
 pub mod agent;
+mod check;
 mod conformance;
 mod connect;
 pub mod demo;
@@ -66,6 +67,7 @@ Look:
   get           List peers, services, publications or imports
   describe      Show one of them in full, with what was refused and why
   status        The agent's health in one page; exit code 3 when degraded
+  check         Look at everything a federation needs, and say what to do
   transcript    Show what was said on a peer's streams, without values and secrets
 
 Change:
@@ -105,6 +107,7 @@ enum Command {
     Get(get::GetArgs),
     Describe(describe::DescribeArgs),
     Status(status::StatusArgs),
+    Check(check::CheckArgs),
     Transcript(transcript::TranscriptArgs),
     Reload(reload::ReloadArgs),
     Schema(schema::SchemaArgs),
@@ -139,6 +142,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Conformance(args) => block_on(conformance::run(*args, out))?,
         Command::Get(args) => block_on(get::run(args, out))?,
         Command::Describe(args) => block_on(describe::run(args, out))?,
+        Command::Check(args) => block_on(check::run(args, out))?,
         Command::Status(args) => block_on(status::run(args, out))?,
         Command::Transcript(args) => block_on(transcript::run(args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,

@@ -42,6 +42,7 @@ impl StateSource for Fake {
             identities: vec![IdentityStatus {
                 role: "agent".into(),
                 id: "spiffe://acme.example/hamlet/agent".into(),
+                not_before_s: 1_968_000_000,
                 not_after_s: 2_000_000_000,
                 expires_in_s: 360 * 86_400,
                 error: None,

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod callers;
+mod checkup;
 mod crashes;
 mod damage;
 mod edits;

@@ -1,0 +1,108 @@
+//! Looks at our own certificates: whether they load, are ours, hold, and name what callers ask for.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hamlet_identity::ca::LocalCa;
+use hamlet_identity::{IdentityError, LocalIdentity, TrustBundle, Validity};
+
+use super::{Examination, Finding, age, of_expiry};
+use crate::config::PairFiles;
+
+/// Most missing names that are shown.
+const NAMES_SHOWN: usize = 3;
+
+/// What could be loaded.
+pub(super) struct Own {
+    pub(super) agent: Option<Arc<LocalIdentity>>,
+}
+
+/// The agent's and the gateways' identity, and the CA if there is one.
+pub(super) fn own(look: &Examination<'_>, findings: &mut Vec<Finding>) -> Own {
+    let files = &look.config.mesh.identity;
+    let agent = one(look, "agent", &files.agent, findings);
+    let gateway = one(look, "gateway", &files.gateway, findings);
+    match &files.ca {
+        Some(pair) => findings.push(ca(look, pair)),
+        None => findings.extend(gateway.as_ref().and_then(|id| unnamed(look, id))),
+    }
+    Own { agent }
+}
+
+fn one(
+    look: &Examination<'_>,
+    role: &str,
+    pair: &PairFiles,
+    findings: &mut Vec<Finding>,
+) -> Option<Arc<LocalIdentity>> {
+    let about = format!("identity/{role}");
+    let loaded = LocalIdentity::from_pem_files(&pair.cert, &pair.key, look.clock.clone());
+    let identity = match loaded {
+        Ok(identity) => identity,
+        Err(error) => {
+            findings.push(unloadable(&about, &pair.cert, error));
+            return None;
+        }
+    };
+    let (id, domain) = (identity.spiffe_id(), &look.config.mesh.trust_domain);
+    if id.trust_domain() != domain {
+        let remedy = format!("issue a certificate of {domain}, or correct spec.trustDomain");
+        findings.push(Finding::fail(&about, format!("{id} is outside our trust domain {domain}"), remedy));
+        return None;
+    }
+    let remedy =
+        format!("issue a new one into {}; the agent takes it without a restart", pair.cert.display());
+    let chain = identity.chain();
+    let ends = chain.iter().enumerate().filter_map(|(at, der)| {
+        let what = if at == 0 { format!("{id}") } else { format!("certificate {} of its chain", at + 1) };
+        of_expiry(look, &about, &what, Validity::of(der)?, &remedy)
+    });
+    let ends: Vec<Finding> = ends.collect();
+    if ends.is_empty() {
+        let left = age(identity.not_after().saturating_sub(look.clock.wall()));
+        findings.push(Finding::pass(&about, format!("{id}, expires in {left}")));
+    }
+    findings.extend(ends);
+    Some(identity)
+}
+
+fn unloadable(about: &str, cert: &Path, error: IdentityError) -> Finding {
+    let finding = Finding::of_error(about, error);
+    match finding.found.contains(&cert.display().to_string()) {
+        true => finding,
+        false => Finding { found: format!("{}: {}", cert.display(), finding.found), ..finding },
+    }
+}
+
+fn ca(look: &Examination<'_>, pair: &PairFiles) -> Finding {
+    let about = "identity/ca";
+    let domain = &look.config.mesh.trust_domain;
+    let ca = match LocalCa::open_files(&pair.cert, &pair.key, Some(domain), look.clock.clone()) {
+        Ok(ca) => ca,
+        Err(error) => return Finding::of_error(about, error),
+    };
+    let left = age(ca.not_after().saturating_sub(look.clock.wall()));
+    let remedy = "make a new CA in time and give its certificate to every peer before the first use";
+    let bundle = TrustBundle::from_pem(domain.clone(), ca.pem().as_bytes());
+    let first = bundle.ok().and_then(|b| Validity::of(&b.anchors().first()?.der));
+    first
+        .and_then(|validity| of_expiry(look, about, "the CA", validity, remedy))
+        .unwrap_or_else(|| Finding::pass(about, format!("signs for {domain}, expires in {left}")))
+}
+
+/// With a CA elsewhere nobody mints a leaf for each name: what the gateway's leaf doesn't name is
+/// unreachable for callers that compare it with the name they called (decision 22).
+fn unnamed(look: &Examination<'_>, gateway: &LocalIdentity) -> Option<Finding> {
+    let names = gateway.dns_names();
+    let published = look.config.services.iter().flat_map(|s| s.instances.iter().map(|i| i.sni.to_string()));
+    let missing: Vec<String> = published.filter(|sni| !names.contains(sni)).collect();
+    let first = missing.first()?;
+    let shown = missing.iter().take(NAMES_SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = missing.len().saturating_sub(NAMES_SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let remedy = format!(
+        "issue the gateway's certificate with these DNS names (`DNS:{first}`): gateways that compare names \
+         refuse it otherwise; gateways that compare SPIFFE ids, as Hamlet's, don't care"
+    );
+    Some(Finding::warn("identity/gateway", format!("the certificate doesn't name {shown}{more}"), remedy))
+}

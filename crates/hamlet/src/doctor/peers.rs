@@ -1,0 +1,223 @@
+//! Looks at each peer: its bundle, the way to its agent, and whether both sides prove themselves.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use hamlet_identity::{
+    Expect, LocalIdentity, PeerTrust, Role, TrustBundle, TrustTable, Validity, agent_client_config,
+    agent_server_name, proven_server, refusal_in,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{AT_ONCE, Examination, Finding, age, of_expiry};
+use crate::config::{PeerAddress, PeerConfig};
+
+/// What HTTP/2 begins with: the preface and empty settings (RFC 9113, section 3.4). In TLS 1.3 a
+/// client learns only from the first byte of an answer that its own certificate was taken.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// All peers, several at a time, in order of their names.
+pub(super) async fn all(look: &Examination<'_>, identity: Option<&Arc<LocalIdentity>>) -> Vec<Finding> {
+    let peers = look.config.peers.values();
+    let looks = futures::stream::iter(peers).map(|peer| one(look, peer, identity)).buffered(AT_ONCE);
+    looks.collect::<Vec<_>>().await.concat()
+}
+
+async fn one(
+    look: &Examination<'_>,
+    peer: &PeerConfig,
+    identity: Option<&Arc<LocalIdentity>>,
+) -> Vec<Finding> {
+    let about = format!("peer/{}", peer.name);
+    let mut findings = vec![];
+    let bundle = bundle(look, peer, &mut findings);
+    if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
+        findings.push(Finding::of_error(&about, error));
+    }
+    if peer.paused {
+        findings.push(Finding::pass(&about, "paused: not dialled"));
+        return findings;
+    }
+    let Some(address) = &peer.address else {
+        findings.push(Finding::pass(&about, "has no address: it dials us"));
+        return findings;
+    };
+    // Without these there is no handshake, and a bare connection would only be noise over there.
+    let (Some(bundle), Some(identity)) = (bundle, identity) else { return findings };
+    let Some(stream) = connect(look, &about, address, &mut findings).await else { return findings };
+    findings.push(shake_hands(look, peer, bundle, identity, stream).await);
+    findings
+}
+
+/// Its CA certificates; findings where they can't be used or end soon.
+fn bundle(
+    look: &Examination<'_>,
+    peer: &PeerConfig,
+    findings: &mut Vec<Finding>,
+) -> Option<Arc<TrustBundle>> {
+    let about = format!("bundle/{}", peer.name);
+    let path = peer.bundle.display();
+    let pem = match std::fs::read(&peer.bundle) {
+        Ok(pem) => pem,
+        Err(error) => {
+            let remedy = "put the peer's CA certificates there, as that peer gave them to you";
+            findings.push(Finding::fail(&about, format!("{path}: {error}"), remedy));
+            return None;
+        }
+    };
+    let bundle = match TrustBundle::from_pem(peer.trust_domain.clone(), &pem) {
+        Ok(bundle) => Arc::new(bundle),
+        Err(error) => {
+            let finding = Finding::of_error(&about, error);
+            findings.push(Finding { found: format!("{path}: {}", finding.found), ..finding });
+            return None;
+        }
+    };
+    let remedy = format!("ask {} for its new bundle and put it into {path}", peer.name);
+    let ends = bundle.anchors().iter().filter_map(|anchor| {
+        let what = format!("the CA {}", anchor.subject);
+        of_expiry(look, &about, &what, Validity::of(&anchor.der)?, &remedy)
+    });
+    let ends: Vec<Finding> = ends.collect();
+    if ends.is_empty() {
+        let left = age(bundle.earliest_not_after().saturating_sub(look.clock.wall()));
+        let changed = std::fs::metadata(&peer.bundle).and_then(|m| m.modified()).ok();
+        let since = changed.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        let old = since.map(|at| format!(", changed {} ago", age(look.clock.wall().saturating_sub(at))));
+        let (n, old) = (bundle.anchors().len(), old.unwrap_or_default());
+        findings
+            .push(Finding::pass(&about, format!("{n} CA of {}, expires in {left}{old}", peer.trust_domain)));
+    }
+    findings.extend(ends);
+    Some(bundle)
+}
+
+/// A connection to the first of its addresses that takes one.
+async fn connect(
+    look: &Examination<'_>,
+    about: &str,
+    address: &PeerAddress,
+    findings: &mut Vec<Finding>,
+) -> Option<TcpStream> {
+    let asked = tokio::net::lookup_host((address.host(), address.port()));
+    let found: Vec<SocketAddr> = match tokio::time::timeout(look.patience, asked).await {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(error)) => {
+            let remedy = "correct spec.address of the Peer, or this machine's resolver";
+            findings.push(Finding::fail(
+                about,
+                format!("{address}: the name can't be resolved: {error}"),
+                remedy,
+            ));
+            return None;
+        }
+        Err(_) => {
+            let text = format!("{address}: the resolver gave no answer in {}", age(look.patience));
+            findings.push(Finding::fail(about, text, "see whether this machine's resolver works"));
+            return None;
+        }
+    };
+    let mut last = "the name has no address".to_owned();
+    for at in found {
+        match tokio::time::timeout(look.patience, TcpStream::connect(at)).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => last = format!("{at}: {error}"),
+            Err(_) => last = format!("{at}: no answer in {}", age(look.patience)),
+        }
+    }
+    let remedy = "see whether the peer's agent runs and whether a firewall on the way lets this port through";
+    findings.push(Finding::fail(about, format!("{address} can't be reached: {last}"), remedy));
+    None
+}
+
+async fn shake_hands(
+    look: &Examination<'_>,
+    peer: &PeerConfig,
+    bundle: Arc<TrustBundle>,
+    identity: &Arc<LocalIdentity>,
+    stream: TcpStream,
+) -> Finding {
+    let about = format!("peer/{}", peer.name);
+    let trust = TrustTable::new(look.clock.clone());
+    let believed = trust.replace(vec![PeerTrust {
+        peer: peer.name.clone(),
+        trust_domain: peer.trust_domain.clone(),
+        bundle,
+        agent_ids: peer.agent_ids.clone(),
+        gateway_ids: peer.gateway_ids.clone(),
+    }]);
+    if let Err(error) = believed {
+        return Finding::of_error(about, error);
+    }
+    let began = look.clock.now();
+    let config = agent_client_config(identity, &trust, &peer.name);
+    let shaking = TlsConnector::from(config).connect(agent_server_name(&peer.trust_domain), stream);
+    let mut stream = match tokio::time::timeout(look.patience, shaking).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return refused(&about, &error),
+        Err(_) => {
+            let text = format!("the TLS handshake was not over in {}", age(look.patience));
+            return Finding::fail(
+                about,
+                text,
+                "see what listens there, and whether something on the way inspects TLS",
+            );
+        }
+    };
+    let took = look.clock.now().saturating_sub(began);
+    let proven = {
+        let certs = stream.get_ref().1.peer_certificates();
+        proven_server(&trust, certs, Role::Agent, Expect::Peer(&peer.name))
+    };
+    let proven = match proven {
+        Ok(proven) => proven,
+        Err(error) => return Finding::of_error(about, error),
+    };
+    if let Err(why) = taken(&mut stream, look.patience).await {
+        let found = format!("{} proves itself, but does not take our certificate: {why}", peer.name);
+        let remedy = format!(
+            "on the other side `hamlet describe peer` says why; it needs our bundle and {} among its agentIds",
+            identity.spiffe_id()
+        );
+        return Finding::fail(about, found, remedy);
+    }
+    let left = proven.not_after.saturating_sub(look.clock.wall());
+    let (tls, suite) = {
+        let tls = stream.get_ref().1;
+        let suite = tls.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite())).unwrap_or_default();
+        (tls.protocol_version().map(|v| format!("{v:?}")).unwrap_or_default(), suite)
+    };
+    let (id, took) = (&proven.id, took.as_millis());
+    Finding::pass(
+        about,
+        format!("both sides proven in {took} ms, {tls} {suite}, {id}, expires in {}", age(left)),
+    )
+}
+
+fn refused(about: &str, error: &std::io::Error) -> Finding {
+    match refusal_in(error) {
+        Some(refusal) => Finding::of_error(about, refusal),
+        None => {
+            let remedy = "see what listens at that address, and whether something on the way ends TLS";
+            Finding::fail(about, format!("the TLS handshake failed: {error}"), remedy)
+        }
+    }
+}
+
+/// Whether the other side takes our certificate: it says a word of HTTP/2, or closes.
+async fn taken(stream: &mut TlsStream<TcpStream>, patience: Duration) -> Result<(), String> {
+    let asking = async {
+        stream.write_all(HTTP2_PREFACE).await?;
+        stream.read_u8().await
+    };
+    match tokio::time::timeout(patience, asking).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("it said nothing in {}", age(patience))),
+    }
+}
