@@ -118,6 +118,7 @@ impl Agent {
         }
         for peer in config.peers.values() {
             let link_config = Agent::link_config(config, peer, distrusted.get(&peer.name));
+            tracing::debug!(peer = %peer.name, config = ?link_config, "peer configured");
             if let Some(link) = links.get(&peer.name) {
                 link.configure(link_config).await;
                 continue;

@@ -142,3 +142,18 @@ fn services_that_are_gone_from_the_files_at_once_are_served_on_until_they_come_b
     assert!(two.globex.service("acme/raw-01").is_some());
     assert_eq!(two.acme.cli(&["status"]).code, 0);
 }
+
+#[test]
+fn not_even_at_trace_level_does_a_log_show_a_key_or_a_context_value() {
+    let (mut two, raw) = with_context("correct horse battery staple", &["raw".to_owned()]);
+    for mesh in [&mut two.acme, &mut two.globex] {
+        mesh.log_level = "trace";
+    }
+    two.start();
+    two.until_in_sync();
+    two.globex.until_callable("acme/raw");
+    // The search itself is in every mesh's end; here is what makes it one that can find something.
+    let log = two.acme.log();
+    assert!(log.contains(" TRACE ") && log.contains("context: ***"), "{log}");
+    drop(raw);
+}

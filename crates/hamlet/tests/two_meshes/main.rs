@@ -6,6 +6,7 @@
 
 mod addresses;
 mod callers;
+mod canaries;
 mod checkup;
 mod crashes;
 mod damage;

@@ -1,8 +1,9 @@
 //! A mesh: its folder, its addresses, and its agent as a process that dies with the test.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -17,6 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::addresses::Block;
+use crate::canaries::Canaries;
 use crate::texts::{self, ServiceText};
 use crate::wait::{timed, until};
 
@@ -51,8 +53,12 @@ pub(crate) struct Mesh {
     pub(crate) block: Block,
     /// What is run as `hamlet`: the program, and the words in front of it.
     pub(crate) program: Vec<PathBuf>,
+    /// How much the agent logs.
+    pub(crate) log_level: &'static str,
     root: PathBuf,
     agent: Option<Child>,
+    /// The secrets that were in the folder when an agent started: later ones may replace them.
+    canaries: RefCell<Canaries>,
 }
 
 impl Mesh {
@@ -85,7 +91,18 @@ impl Mesh {
         };
         init(&folder, &options).unwrap();
         let program = vec![PathBuf::from(env!("CARGO_BIN_EXE_hamlet"))];
-        let mesh = Mesh { name, domain, folder, at, block, program, root: root.to_owned(), agent: None };
+        let mesh = Mesh {
+            name,
+            domain,
+            folder,
+            at,
+            block,
+            program,
+            log_level: "debug",
+            root: root.to_owned(),
+            agent: None,
+            canaries: RefCell::default(),
+        };
         mesh.remove("service-example.yaml");
         mesh.write("mesh.yaml", &texts::mesh(&mesh, ""));
         mesh
@@ -177,6 +194,8 @@ impl Mesh {
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = self.command();
         command.arg("agent").arg("-f").arg(&self.folder).arg("--ready-file").arg(self.ready_file());
+        // What is said at debug level is searched for secrets when the mesh is dropped.
+        command.args(["--log-level", self.log_level]);
         command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
     }
 
@@ -184,7 +203,9 @@ impl Mesh {
     pub(crate) fn start(&mut self) {
         assert!(self.agent.is_none(), "{} runs already", self.name);
         let _ = fs::remove_file(self.ready_file());
-        let agent = self.agent.insert(self.spawn());
+        self.canaries.borrow_mut().extend(Canaries::of(&self.folder));
+        let agent = self.spawn();
+        let agent = self.agent.insert(agent);
         let (ready, name) = (self.root.join(format!("{}.ready", self.name)), self.name);
         until(&format!("{name}'s agent is ready"), || match agent.try_wait().unwrap() {
             Some(status) => panic!("{name}'s agent ended instead of becoming ready: {status}"),
@@ -226,7 +247,11 @@ impl Mesh {
         let output = self.command().args(args).arg("--socket").arg(self.socket()).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let code = output.status.code().expect("it was killed by a signal");
-        Outcome { code, out: text(output.stdout), err: text(output.stderr) }
+        let outcome = Outcome { code, out: text(output.stdout), err: text(output.stderr) };
+        for shown in [&outcome.out, &outcome.err] {
+            self.assert_clean(&format!("hamlet {args:?}"), shown);
+        }
+        outcome
     }
 
     /// `hamlet ARGS --watch`, as it goes on.
@@ -286,6 +311,24 @@ impl Mesh {
         list["items"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// Panics if `shown` gives a secret of this mesh away.
+    fn assert_clean(&self, what: &str, shown: &str) {
+        let mut canaries = self.canaries.borrow_mut();
+        canaries.extend(Canaries::of(&self.folder));
+        if let Some(secret) = canaries.found_in(shown) {
+            panic!("{what} of {} shows a secret: {secret}", self.name);
+        }
+    }
+
+    /// The metrics, if the agent still gives them.
+    fn metrics(&self) -> Option<String> {
+        let mut stream = TcpStream::connect(self.at.health).ok()?;
+        stream.set_read_timeout(Some(DRAIN)).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok().map(|_| text)
+    }
+
     /// The last lines of the log.
     fn log_tail(&self) -> String {
         let log = self.log();
@@ -296,6 +339,11 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let metrics = self.agent.as_ref().and_then(|_| self.metrics());
+            self.assert_clean("a metric", &metrics.unwrap_or_default());
+            self.assert_clean("the log", &self.log());
+        }
         if let Some(agent) = &mut self.agent {
             let _ = agent.kill();
             let _ = agent.wait();
