@@ -30,6 +30,7 @@ mod validity;
 mod verifier;
 mod verify;
 pub mod watch;
+pub mod workload;
 
 pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
@@ -49,3 +50,4 @@ pub use verify::{
     CHAIN_MAX, Expect, NOT_BEFORE_SKEW, Usage, VerifyError, proven_client, proven_server, verify_peer_chain,
 };
 pub use watch::IdentityWatch;
+pub use workload::WorkloadApi;
