@@ -10,9 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hamlet_identity::{
-    Expect, ProvenPeer, Role, VerifyError, gateway_client_config, proven_server, refusal_in,
-};
+use hamlet_identity::{Expect, ProvenPeer, Role, VerifyError, proven_server, refusal_in};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -113,7 +111,7 @@ async fn one(
     };
     crate::bind::tune(&tcp);
     let changes = shared.egress_changes();
-    let tls = gateway_client_config(&shared.identity, &shared.trust, &route.id.owner, &route.sans);
+    let tls = shared.clients.config(&route.id.owner, &route.sans);
     let handshake = TlsConnector::from(tls).connect(name, tcp);
     let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
         Ok(Ok(stream)) => stream,

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hamlet_identity::{LocalIdentity, SilentSockets, SniMinter, TrustTable, gateway_server_config};
+use hamlet_identity::{
+    GatewayClients, LocalIdentity, SilentSockets, SniMinter, TrustTable, gateway_server_config,
+};
 use hamlet_runtime::{Clock, Spawner};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
@@ -100,7 +102,8 @@ impl<T> Swapped<T> {
 /// What all tasks of the gateway share.
 pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
-    pub(crate) identity: Arc<LocalIdentity>,
+    /// What egress dials with.
+    pub(crate) clients: GatewayClients,
     pub(crate) trust: Arc<TrustTable>,
     pub(crate) tls: Arc<rustls::ServerConfig>,
     pub(crate) spawner: Spawner,
@@ -190,7 +193,7 @@ impl Gateway {
             listeners: Listeners::default(),
             metrics: GatewayMetrics::default(),
             config,
-            identity,
+            clients: GatewayClients::new(identity, trust.clone()),
             trust,
             spawner: spawner.clone(),
             clock,

@@ -9,8 +9,8 @@
 //! - the id in its single URI SAN must lie in that peer's trust domain and be one of the exact
 //!   ids configured for the role it plays;
 //! - anything missing, doubled, unreadable or unknown is refused (nothing fails open);
-//! - TLS 1.3 only, client certificates always, no resumption (a resumed session would skip the
-//!   verifier and outlive removed trust).
+//! - TLS 1.3 only, client certificates always; agents resume no session, and gateways only within
+//!   one epoch of trust, proving the peer again after every handshake (a resumed one skips the verifier).
 //!
 //! What comes before a handshake is here as well, because both listeners need it: [`read_hello`]
 //! and [`SilentSockets`]. This crate doesn't open sockets and doesn't read configuration documents.
@@ -24,6 +24,7 @@ mod inspect;
 mod local;
 mod minter;
 mod silent;
+mod tickets;
 mod tls;
 mod trust;
 mod validity;
@@ -40,6 +41,7 @@ pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity};
 pub use minter::{MINTED_MAX, SniMinter};
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
+pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,
     gateway_server_config, provider,

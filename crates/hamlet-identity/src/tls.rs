@@ -1,7 +1,8 @@
 //! The rustls configurations of agents and gateways. No sockets, no handshakes.
 //!
-//! Invariants: TLS 1.3 only, our verifiers, a client certificate always, no tickets and no
-//! resumption, no early data, the provider named explicitly (never the process default).
+//! Invariants: TLS 1.3 only, our verifiers, a client certificate always, no early data, the provider
+//! named explicitly (never the process default). Agents have no tickets and no resumption; gateways
+//! have those of [`crate::tickets`].
 
 use std::sync::{Arc, LazyLock};
 
@@ -15,6 +16,7 @@ use rustls_pki_types::{DnsName, ServerName};
 
 use crate::local::LocalIdentity;
 use crate::minter::SniMinter;
+use crate::tickets::{EpochTickets, TICKETS_SENT};
 use crate::trust::{Role, TrustTable};
 use crate::verifier::{PeerClientVerifier, PeerServerVerifier};
 
@@ -51,18 +53,24 @@ pub fn agent_client_config(
 }
 
 /// For the ingress: any configured peer's gateway, no ALPN. With a minter the leaf carries the
-/// SNI as DNS SAN (decision 22), otherwise it is the gateway's own.
+/// SNI as DNS SAN (decision 22), otherwise it is the gateway's own. Sessions may be resumed within one
+/// epoch of trust: whoever accepts must prove the client again after the handshake
+/// ([`proven_client`](crate::proven_client)).
 pub fn gateway_server_config(
     identity: &Arc<LocalIdentity>,
     minter: Option<Arc<SniMinter>>,
     trust: &Arc<TrustTable>,
 ) -> Arc<ServerConfig> {
     let leaf = Arc::new(OwnLeaf { identity: identity.clone(), minter });
-    server_config(trust, Role::Gateway, leaf, Vec::new())
+    let mut config = Arc::unwrap_or_clone(server_config(trust, Role::Gateway, leaf, Vec::new()));
+    config.ticketer = EpochTickets::new(trust.clone(), identity.clone());
+    config.send_tls13_tickets = TICKETS_SENT;
+    Arc::new(config)
 }
 
 /// For the egress to a service of `peer`: exactly the `sans` of the offer under that peer's
-/// bundle, no ALPN. No SANs means that nobody is accepted.
+/// bundle, no ALPN. No SANs means that nobody is accepted. Resumes nothing:
+/// [`GatewayClients`](crate::GatewayClients) does.
 pub fn gateway_client_config(
     identity: &Arc<LocalIdentity>,
     trust: &Arc<TrustTable>,

@@ -166,6 +166,11 @@ impl TrustTable {
         self.generation.subscribe()
     }
 
+    /// The present generation.
+    pub(crate) fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
     /// The last refusals.
     pub fn failures(&self) -> &RecentFailures {
         &self.failures

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use hamlet_core::PeerName;
 use hamlet_identity::{
-    Expect, Role, TrustTable, VerifyError, agent_client_config, agent_server_config, agent_server_name,
-    gateway_client_config, gateway_server_config, proven_client, proven_server, refusal_in,
+    Expect, GatewayClients, Role, TrustTable, VerifyError, agent_client_config, agent_server_config,
+    agent_server_name, gateway_client_config, gateway_server_config, proven_client, proven_server,
+    refusal_in,
 };
 use hamlet_testkit::pki::{LeafSpec, TestCa, TestLeaf, trust_table};
 use hamlet_testkit::tls::{Handshake, handshake, old_client, stranger_client, stranger_server};
@@ -196,7 +197,7 @@ async fn a_peer_removed_where_it_is_dialled_is_refused_as_well() {
 }
 
 #[tokio::test]
-async fn no_session_is_resumed_on_either_side() {
+async fn agents_resume_no_session_on_either_side() {
     let m = meshes();
     // A foreign client that would resume, at our server.
     let client = stranger_client(Some(&m.globex.agent()), &[b"h2"]);
@@ -218,6 +219,79 @@ async fn no_session_is_resumed_on_either_side() {
         last = done.client.unwrap().get_ref().1.handshake_kind();
     }
     assert_eq!(last, Some(HandshakeKind::Resumed));
+}
+
+/// How a handshake of two gateways ended: its kind and what the client proves after it, at the server.
+async fn call(
+    m: &Meshes,
+    client: &Arc<rustls::ClientConfig>,
+    server: &Arc<rustls::ServerConfig>,
+    sni: &str,
+) -> (HandshakeKind, Result<PeerName, &'static str>) {
+    let done = handshake(client.clone(), server.clone(), sni).await;
+    let stream = done.server.expect("a handshake");
+    let tls = stream.get_ref().1;
+    let proven = proven_client(&m.at_acme, tls.peer_certificates(), Role::Gateway);
+    (tls.handshake_kind().unwrap(), proven.map(|p| p.peer).map_err(|e| e.rule()))
+}
+
+#[tokio::test]
+async fn gateways_resume_within_one_epoch_and_the_resumed_client_is_proven_again() {
+    let m = meshes();
+    let server = gateway_server_config(&m.acme.gateway().identity(), None, &m.at_acme);
+    let clients = GatewayClients::new(m.globex.gateway().identity(), m.at_globex.clone());
+    let sans = [m.acme.gateway_id()];
+    let client = || clients.config(&peer("acme"), &sans);
+    let good = |kind| (kind, Ok(peer("globex")));
+    assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Full));
+    for _ in 0..3 {
+        assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Resumed));
+    }
+    assert_eq!(
+        call(&m, &client(), &server, "other.acme.example").await,
+        good(HandshakeKind::Full),
+        "another SNI"
+    );
+    // Other SANs prove another thing: their tickets are their own.
+    let wider = [m.acme.gateway_id(), m.acme.id("gateway/2")];
+    let other = clients.config(&peer("acme"), &wider);
+    assert_eq!(call(&m, &other, &server, "ledger.acme.example").await, good(HandshakeKind::Full));
+
+    // Trust changed at either side: a new epoch, though the peer is the same.
+    m.at_acme.replace(vec![m.globex.trust_as("globex")]).unwrap();
+    assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Full));
+    assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Resumed));
+    m.at_globex.replace(vec![m.acme.trust_as("acme")]).unwrap();
+    assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Full));
+}
+
+#[tokio::test]
+async fn the_ticket_of_a_removed_peer_resumes_nothing_and_neither_does_that_of_an_old_certificate() {
+    let m = meshes();
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = m.acme.gateway().write(folder.path(), "gateway");
+    let clock = hamlet_runtime::SystemClock::shared();
+    let identity = hamlet_identity::LocalIdentity::from_pem_files(&cert, &key, clock).unwrap();
+    let server = gateway_server_config(&identity, None, &m.at_acme);
+    // A client that keeps its tickets whatever happens.
+    let client = stranger_client(Some(&m.globex.gateway()), &[]);
+    let resumed = (HandshakeKind::Resumed, Ok(peer("globex")));
+    let full = (HandshakeKind::Full, Ok(peer("globex")));
+    assert_eq!(call(&m, &client, &server, "ledger.acme.example").await, full);
+    assert_eq!(call(&m, &client, &server, "ledger.acme.example").await, resumed);
+
+    m.at_acme.replace(Vec::new()).unwrap();
+    for _ in 0..4 {
+        let done = handshake(client.clone(), server.clone(), "ledger.acme.example").await;
+        assert_eq!(refused_by(&done.server.expect_err("refused")), Some("unknown-trust-domain"));
+    }
+    m.at_acme.replace(vec![m.globex.trust_as("globex")]).unwrap();
+    assert_eq!(call(&m, &client, &server, "ledger.acme.example").await, full);
+    assert_eq!(call(&m, &client, &server, "ledger.acme.example").await, resumed);
+
+    m.acme.gateway().write(folder.path(), "gateway");
+    assert!(identity.reload().unwrap());
+    assert_eq!(call(&m, &client, &server, "ledger.acme.example").await, full, "our certificate is another");
 }
 
 #[tokio::test]
