@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::figure::{Figure, GoalIs, human};
 use super::ground::{Outcome, RunOptions, write_json};
-use super::{ack, fanout, idle, resume, slow_neighbour, sync};
+use super::{ack, fanout, flood, idle, resume, slow_neighbour, sync};
 use crate::report::{Tally, say};
 use crate::tree;
 
@@ -44,8 +44,8 @@ pub(super) fn run(options: &AllOptions) -> anyhow::Result<bool> {
     let run = &options.run;
     let mut outcomes = Vec::new();
     type Start = Box<dyn Fn() -> anyhow::Result<Outcome>>;
-    let (a, b, c, d, e, f) = (run.clone(), run.clone(), run.clone(), run.clone(), run.clone(), run.clone());
-    let benches: [(&str, Start); 6] = [
+    let [a, b, c, d, e, f, g] = std::array::from_fn(|_| run.clone());
+    let benches: [(&str, Start); 7] = [
         ("ack", Box::new(move || ack::run(&ack::AckOptions { run: a.clone() }))),
         (
             "sync",
@@ -58,6 +58,7 @@ pub(super) fn run(options: &AllOptions) -> anyhow::Result<bool> {
             Box::new(move || slow_neighbour::run(&slow_neighbour::SlowNeighbourOptions { run: e.clone() })),
         ),
         ("idle", Box::new(move || idle::run(&idle::IdleOptions { run: f.clone() }))),
+        ("flood", Box::new(move || flood::run(&flood::FloodOptions { run: g.clone() }))),
     ];
     let mut tally = Tally::default();
     for (name, bench) in benches {

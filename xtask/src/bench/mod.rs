@@ -7,6 +7,7 @@ mod all;
 mod ends;
 mod fanout;
 mod figure;
+mod flood;
 mod ground;
 mod idle;
 mod lean;
@@ -31,6 +32,7 @@ pub(crate) enum Bench {
     Fanout(fanout::FanoutOptions),
     SlowNeighbour(slow_neighbour::SlowNeighbourOptions),
     Idle(idle::IdleOptions),
+    Flood(flood::FloodOptions),
     All(all::AllOptions),
 }
 
@@ -43,6 +45,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<bool> {
         Bench::Fanout(options) => (fanout::run(options)?, &options.run),
         Bench::SlowNeighbour(options) => (slow_neighbour::run(options)?, &options.run),
         Bench::Idle(options) => (idle::run(options)?, &options.run),
+        Bench::Flood(options) => (flood::run(options)?, &options.run),
         Bench::All(options) => return all::run(options),
     };
     outcome.finish(run.json.as_deref())

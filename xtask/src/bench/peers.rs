@@ -21,7 +21,7 @@ pub(super) const GO: &str = "Go peer";
 /// How etcd is called in figures.
 pub(super) const ETCD: &str = "etcd watch";
 /// How long an end may live: longer than any bench.
-const LIFETIME: &str = "--deadline=900";
+pub(super) const LIFETIME: &str = "--deadline=900";
 /// How often etcd is tried until it answers.
 const ETCD_TRIES: usize = 200;
 

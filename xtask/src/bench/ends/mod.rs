@@ -5,6 +5,7 @@
 
 mod consumer;
 mod etcd_writer;
+mod flood;
 mod limits;
 mod owner;
 mod proxy;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub(super) use consumer::Synced;
+pub(super) use flood::{Called, STRANGERS, Struck};
 pub(super) use limits::Counted;
 pub(super) use owner::Changed;
 pub(super) use proxy::Passed;
@@ -38,6 +40,10 @@ pub(crate) enum Role {
     Consumer,
     /// Many lean consumers.
     Swarm,
+    /// Strangers at the port.
+    Flood,
+    /// An honest peer that connects again and again.
+    Caller,
     /// Writes to etcd.
     EtcdWriter,
     /// A line with a round trip that counts bytes.
@@ -169,6 +175,8 @@ pub(super) fn run(options: &EndOptions) -> anyhow::Result<()> {
                 Role::Owner => owner::run(options, commands).await,
                 Role::Consumer => consumer::run(options, commands).await,
                 Role::Swarm => swarm::run(options, commands).await,
+                Role::Flood => flood::flood(options, commands).await,
+                Role::Caller => flood::caller(options, commands).await,
                 Role::EtcdWriter => etcd_writer::run(options, commands).await,
                 Role::Proxy => proxy::run(options, commands).await,
                 Role::Pong => limits::pong(options, commands).await,
