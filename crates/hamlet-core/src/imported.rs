@@ -97,18 +97,20 @@ pub struct Staged<V = ImportedService> {
     pub answer: Result<(), Rejection>,
     next: Option<Entry<V>>,
     changed: bool,
+    /// Whether the owner said it just now, as opposed to a decision of ours.
+    said: bool,
     reserved: Reserved,
 }
 
 impl<V> Staged<V> {
     /// An answer without any change.
     fn unchanged(key: Arc<str>, answer: Result<(), Rejection>) -> Staged<V> {
-        Staged { key, answer, next: None, changed: false, reserved: Reserved::default() }
+        Staged { key, answer, next: None, changed: false, said: false, reserved: Reserved::default() }
     }
 
     /// A change that takes no more room than the entry has.
     fn to(key: Arc<str>, next: Option<Entry<V>>) -> Staged<V> {
-        Staged { key, answer: Ok(()), next, changed: true, reserved: Reserved::default() }
+        Staged { key, answer: Ok(()), next, changed: true, said: false, reserved: Reserved::default() }
     }
 }
 
@@ -153,7 +155,8 @@ pub struct ImportedSlice<J: Judge = ServiceJudge> {
     /// A name or room was let go since refusals for want of one were last looked at.
     freed: bool,
     rechecked: Option<Duration>,
-    expired: bool,
+    /// Since the hold time ended: what the owner has said again, which alone is shown to readers.
+    expired: Option<BTreeSet<Arc<str>>>,
     counts: ImportCounts,
     /// A seeded bug's: what was repeated on any stream.
     survivors: BTreeSet<Arc<str>>,
@@ -194,7 +197,7 @@ impl<J: Judge> ImportedSlice<J> {
             reserved: Reserved::default(),
             freed: false,
             rechecked: None,
-            expired: false,
+            expired: None,
             counts: ImportCounts::default(),
             survivors: BTreeSet::new(),
         }
@@ -330,6 +333,10 @@ impl<J: Judge> ImportedSlice<J> {
 
     /// Stages an offer; `version` is the owner's, 0 if it said none.
     pub fn offer(&mut self, key: &str, value: Bytes, version: u64, now: Duration) -> Staged<J::Value> {
+        Staged { said: true, ..self.stage_offer(key, value, version, now) }
+    }
+
+    fn stage_offer(&mut self, key: &str, value: Bytes, version: u64, now: Duration) -> Staged<J::Value> {
         let key: Arc<str> = key.into();
         if let Some(heard) = self.entries.get_mut(&key).and_then(|e| e.heard.as_mut())
             && heard.value == value
@@ -428,7 +435,7 @@ impl<J: Judge> ImportedSlice<J> {
             }
         };
         next.heard = Some(Heard { value, leaf, verdict, since: now, bucket, version });
-        Staged { key, answer, next: Some(next), changed: true, reserved }
+        Staged { key, answer, next: Some(next), changed: true, said: false, reserved }
     }
 
     fn reserve(&mut self, more: Reserved) {
@@ -605,7 +612,7 @@ impl<J: Judge> ImportedSlice<J> {
         let services = (entry.in_force.is_none() && next.in_force.is_some()).into();
         let reserved = Reserved { services, ..Reserved::default() };
         self.reserve(reserved);
-        Some(Staged { key, answer: Ok(()), next: Some(next), changed: true, reserved })
+        Some(Staged { key, answer: Ok(()), next: Some(next), changed: true, said: false, reserved })
     }
 
     /// Whether what is staged turns an admission into a refusal or the other way round.
@@ -635,17 +642,23 @@ impl<J: Judge> ImportedSlice<J> {
     /// catalogue.
     pub fn apply(&mut self, staged: Vec<Staged<J::Value>>, now: Duration) -> SliceChanges<J::Value> {
         let mut changes = vec![];
-        for s in staged.into_iter().filter(|s| s.changed) {
-            self.unreserve(s.reserved);
+        for s in staged {
+            let revealed = self.reveal(&s);
             let before = self.entries.get(&s.key).and_then(|e| e.in_force.clone());
+            if !s.changed {
+                changes.extend(before.filter(|_| revealed).map(|f| (s.key, Some(f.service))));
+                continue;
+            }
+            self.unreserve(s.reserved);
             let after = s.next.as_ref().and_then(|e| e.in_force.clone());
             if let Some(old) = &before
                 && after.is_none()
             {
                 self.judge.release(&old.service, now);
             }
-            if before != after {
-                changes.push((s.key.clone(), after.filter(|_| !self.expired).map(|f| f.service)));
+            if before != after || revealed {
+                let hidden = self.is_hidden(&s.key);
+                changes.push((s.key.clone(), after.filter(|_| !hidden).map(|f| f.service)));
             }
             // What goes or changes may leave room or a name to others.
             self.freed |= self.entries.contains_key(&s.key);
@@ -676,15 +689,50 @@ impl<J: Judge> ImportedSlice<J> {
         }
     }
 
-    /// Empties or restores what is in force when the hold time ends or the peer is back. What
-    /// was heard stays, so an equal root restores everything without a transfer.
+    /// Hides from readers what is in force when the hold time ends, also what was said since it
+    /// ended before, or shows all of it when the peer is back. What was heard stays, so an equal root
+    /// restores everything without a transfer.
     pub fn set_expired(&mut self, expired: bool) -> SliceChanges<J::Value> {
-        if self.expired == expired {
+        let next = expired.then(BTreeSet::new);
+        if self.expired == next {
             return vec![];
         }
-        self.expired = expired;
-        let serving = self.entries.iter().filter_map(|(k, e)| Some((k.clone(), e.in_force.clone()?)));
+        let before = std::mem::replace(&mut self.expired, next);
+        // Shown before, or else to be shown now.
+        let concerned = |k: &Arc<str>| before.as_ref().is_none_or(|said| said.contains(k) == expired);
+        let serving = self.entries.iter().filter(|(k, _)| concerned(k));
+        let serving = serving.filter_map(|(k, e)| Some((k.clone(), e.in_force.clone()?)));
         serving.map(|(k, f)| (k, (!expired).then_some(f.service))).collect()
+    }
+
+    /// Whether readers don't see a key although it is in force: the hold time has ended, and the owner
+    /// has not said it again.
+    fn is_hidden(&self, key: &str) -> bool {
+        self.expired.as_ref().is_some_and(|said| !said.contains(key))
+    }
+
+    /// What the owner says now is acknowledged, so readers see it now, whatever became of the rest.
+    /// Returns whether that is new.
+    fn reveal(&mut self, staged: &Staged<J::Value>) -> bool {
+        let Some(said) = &mut self.expired else { return false };
+        match staged.said && staged.answer.is_ok() {
+            true => said.insert(staged.key.clone()),
+            false => {
+                if staged.changed && staged.next.as_ref().is_none_or(|e| e.in_force.is_none()) {
+                    said.remove(&staged.key);
+                }
+                false
+            }
+        }
+    }
+
+    /// How many services readers see.
+    pub fn shown(&self) -> u64 {
+        let in_force = |k: &Arc<str>| self.entries.get(k).is_some_and(|e| e.in_force.is_some());
+        match &self.expired {
+            None => self.counts.in_force,
+            Some(said) => said.iter().filter(|k| in_force(k)).count() as u64,
+        }
     }
 
     /// Forgets everything and releases all names; the peer was removed.
@@ -699,9 +747,9 @@ impl<J: Judge> ImportedSlice<J> {
         self.counts = ImportCounts::default();
     }
 
-    /// Whether the hold time has ended without the peer.
+    /// Whether the hold time has ended without the peer, and no proof came since.
     pub fn is_expired(&self) -> bool {
-        self.expired
+        self.expired.is_some()
     }
 
     fn put(&mut self, key: &Arc<str>, next: Option<Entry<J::Value>>) {

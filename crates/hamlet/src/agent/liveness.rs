@@ -149,7 +149,7 @@ pub(super) fn import_progress(l: &LinkStatus) -> ImportProgress {
         l.refused.iter().take(REFUSED_SHOWN).map(|(k, text, older)| refusal(k, text, *older)).collect();
     ImportProgress {
         heard: l.counts.heard,
-        in_force: if l.expired { 0 } else { l.counts.in_force },
+        in_force: l.shown,
         refused_total: l.counts.refused,
         refused,
         older_in_force: l.counts.older_in_force,
@@ -407,6 +407,7 @@ mod tests {
             refused: vec![],
             expired: false,
             hold_left: None,
+            shown: 0,
             consumer: Some(ConsumerSession::new("t").stats()),
             committing: None,
             commit_error: None,
