@@ -173,6 +173,7 @@ fn stalls(l: &LinkStatus) -> Vec<StallStatus> {
         let (what, age) = match *stall {
             Stall::Unanswered(age) => (StallKind::Unanswered, age),
             Stall::Unwritten(age) => (StallKind::Unwritten, age),
+            Stall::Untaken(age) => (StallKind::Untaken, age),
             Stall::Unsent(age) => (StallKind::Unsent, age),
             Stall::Unproven(age) => (StallKind::Unproven, age),
             Stall::Uncommitted(age) => (StallKind::Uncommitted, age),
@@ -406,8 +407,8 @@ mod tests {
             counts: ImportCounts::default(),
             refused: vec![],
             expired: false,
-            hold_left: None,
             shown: 0,
+            hold_left: None,
             consumer: Some(ConsumerSession::new("t").stats()),
             committing: None,
             commit_error: None,
@@ -482,6 +483,7 @@ mod tests {
     fn what_makes_no_progress_outweighs_a_proof_and_is_gone_with_the_stream() {
         for (stall, text) in [
             (Stall::Unanswered(T(31)), "stalled: publish: the peer has left a change unanswered for 31s"),
+            (Stall::Untaken(T(31)), "stalled: publish: the peer takes no data, and has not for 31s"),
             (Stall::Unsent(T(32)), "stalled: publish: a change of ours has waited to be sent for 32s"),
             (Stall::Unwritten(T(33)), "stalled: import: the peer has taken none of our answers for 33s"),
             (
