@@ -159,6 +159,7 @@ pub struct ImportedSlice<J: Judge = ServiceJudge> {
     expired: Option<BTreeSet<Arc<str>>>,
     counts: ImportCounts,
     /// A seeded bug's: what was repeated on any stream.
+    #[cfg(feature = "seeded-bugs")]
     survivors: BTreeSet<Arc<str>>,
 }
 
@@ -199,6 +200,7 @@ impl<J: Judge> ImportedSlice<J> {
             rechecked: None,
             expired: None,
             counts: ImportCounts::default(),
+            #[cfg(feature = "seeded-bugs")]
             survivors: BTreeSet::new(),
         }
     }
@@ -245,7 +247,14 @@ impl<J: Judge> ImportedSlice<J> {
         self.entries.get(key).and_then(|e| e.heard.as_ref()).map_or(0, |h| h.version)
     }
 
+    /// The marks that a new round begins with: none.
+    #[cfg(not(feature = "seeded-bugs"))]
+    pub fn surviving_marks(&mut self, _repeated: &[Arc<str>], _deleted: &[Arc<str>]) -> BTreeSet<Arc<str>> {
+        BTreeSet::new()
+    }
+
     /// What a seeded bug lets survive the stream: marks of rounds that never ended. Empty without it.
+    #[cfg(feature = "seeded-bugs")]
     pub fn surviving_marks(&mut self, repeated: &[Arc<str>], deleted: &[Arc<str>]) -> BTreeSet<Arc<str>> {
         if is_on(SeededBug::MarksSurvive) {
             self.survivors.extend(repeated.iter().cloned());
