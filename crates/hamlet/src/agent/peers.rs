@@ -99,7 +99,7 @@ impl Agent {
         for peer in unknown {
             use hamlet_core::durable::ImportStore;
             tracing::info!(%peer, "forgetting the imports of a peer that is configured no more");
-            // Asked for now, and in the order of the store; a disk that hangs must not keep us from starting.
+            // In its place by the order of the store already; a disk that hangs must not keep us from starting.
             match tokio::time::timeout(COMMIT_DEADLINE, self.store.forget_peer(&peer)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!(%peer, %error, "could not forget a removed peer's imports"),
