@@ -1,6 +1,6 @@
 // A v1alpha1 peer on the Go gRPC and protobuf of the original Hamlet library's time, for tests and
-// benches against real processes: `owner`, `consumer`, and `decode`, which shows what the Go
-// protobuf runtime makes of given bytes. Commands come on standard input, events go to standard
+// benches against real processes: `owner`, `consumer`, `decode`, which shows what the Go protobuf
+// runtime makes of given bytes, and `bench-owner` and `bench-consumer`, which are measured. Commands come on standard input, events go to standard
 // output as one JSON object a line; it ends when its input does. See README.md.
 //
 // It is not a mesh and keeps nothing: what it holds is gone with the process.
@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-const usage = `usage: go-peer owner|consumer|decode [flags]   (go-peer SUBCOMMAND -h lists the flags)`
+const usage = `usage: go-peer owner|consumer|decode|bench-owner|bench-consumer [flags]   (go-peer SUBCOMMAND -h lists the flags)`
 
 func main() {
 	if len(os.Args) < 2 {
@@ -33,6 +33,10 @@ func main() {
 		err = runConsumer(os.Args[2:])
 	case "decode":
 		err = runDecode(os.Stdin)
+	case "bench-owner":
+		err = runBenchOwner(os.Args[2:])
+	case "bench-consumer":
+		err = runBenchConsumer(os.Args[2:])
 	default:
 		err = errors.New(usage)
 	}

@@ -1,9 +1,10 @@
-//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches, chaos, fuzzing and
-//! hardship.
+//! `cargo xtask`: the project's own errands. Tidy checks, generated docs, benches, chaos, fuzzing,
+//! hardship and attacks.
 //!
 //! Nothing here ships. Every errand that judges ends with one line `N passed, N failed`, and fails
 //! when anything failed.
 
+mod attacks;
 mod bench;
 mod chaos;
 mod docs;
@@ -38,6 +39,7 @@ pub(crate) fn heap_bytes() -> u64 {
 ///   cargo xtask chaos --kills 200 --seed 7
 ///   cargo xtask fuzz all --seconds 10
 ///   cargo xtask hardship --seeds 5000
+///   cargo xtask attacks --seconds 60
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", verbatim_doc_comment)]
 struct Cli {
@@ -53,6 +55,7 @@ enum Errand {
     Bench(bench::Bench),
     Chaos(chaos::ChaosOptions),
     Fuzz(fuzz::FuzzOptions),
+    Attacks(attacks::AttackOptions),
     Hardship(hardship::HardshipOptions),
     /// One end of a bench, as a process of its own
     #[command(hide = true)]
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Errand::Bench(bench) => bench::run(&bench),
         Errand::Chaos(options) => chaos::run(&options),
         Errand::Fuzz(options) => fuzz::run(&options),
+        Errand::Attacks(options) => attacks::run(&options),
         Errand::Hardship(options) => hardship::run(&options),
         Errand::BenchEnd(options) => bench::run_end(&options).map(|()| true),
     };

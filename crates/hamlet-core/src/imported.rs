@@ -5,6 +5,8 @@
 //! could not be committed is abandoned and leaves no trace. Within one batch a key is staged at
 //! most once.
 
+mod hold;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,18 +99,20 @@ pub struct Staged<V = ImportedService> {
     pub answer: Result<(), Rejection>,
     next: Option<Entry<V>>,
     changed: bool,
+    /// Whether the owner said it just now, as opposed to a decision of ours.
+    said: bool,
     reserved: Reserved,
 }
 
 impl<V> Staged<V> {
     /// An answer without any change.
     fn unchanged(key: Arc<str>, answer: Result<(), Rejection>) -> Staged<V> {
-        Staged { key, answer, next: None, changed: false, reserved: Reserved::default() }
+        Staged { key, answer, next: None, changed: false, said: false, reserved: Reserved::default() }
     }
 
     /// A change that takes no more room than the entry has.
     fn to(key: Arc<str>, next: Option<Entry<V>>) -> Staged<V> {
-        Staged { key, answer: Ok(()), next, changed: true, reserved: Reserved::default() }
+        Staged { key, answer: Ok(()), next, changed: true, said: false, reserved: Reserved::default() }
     }
 }
 
@@ -153,9 +157,11 @@ pub struct ImportedSlice<J: Judge = ServiceJudge> {
     /// A name or room was let go since refusals for want of one were last looked at.
     freed: bool,
     rechecked: Option<Duration>,
-    expired: bool,
+    /// Since the hold time ended: what the owner has said again, which alone is shown to readers.
+    expired: Option<BTreeSet<Arc<str>>>,
     counts: ImportCounts,
     /// A seeded bug's: what was repeated on any stream.
+    #[cfg(feature = "seeded-bugs")]
     survivors: BTreeSet<Arc<str>>,
 }
 
@@ -194,8 +200,9 @@ impl<J: Judge> ImportedSlice<J> {
             reserved: Reserved::default(),
             freed: false,
             rechecked: None,
-            expired: false,
+            expired: None,
             counts: ImportCounts::default(),
+            #[cfg(feature = "seeded-bugs")]
             survivors: BTreeSet::new(),
         }
     }
@@ -242,7 +249,14 @@ impl<J: Judge> ImportedSlice<J> {
         self.entries.get(key).and_then(|e| e.heard.as_ref()).map_or(0, |h| h.version)
     }
 
+    /// The marks that a new round begins with: none.
+    #[cfg(not(feature = "seeded-bugs"))]
+    pub fn surviving_marks(&mut self, _repeated: &[Arc<str>], _deleted: &[Arc<str>]) -> BTreeSet<Arc<str>> {
+        BTreeSet::new()
+    }
+
     /// What a seeded bug lets survive the stream: marks of rounds that never ended. Empty without it.
+    #[cfg(feature = "seeded-bugs")]
     pub fn surviving_marks(&mut self, repeated: &[Arc<str>], deleted: &[Arc<str>]) -> BTreeSet<Arc<str>> {
         if is_on(SeededBug::MarksSurvive) {
             self.survivors.extend(repeated.iter().cloned());
@@ -330,6 +344,10 @@ impl<J: Judge> ImportedSlice<J> {
 
     /// Stages an offer; `version` is the owner's, 0 if it said none.
     pub fn offer(&mut self, key: &str, value: Bytes, version: u64, now: Duration) -> Staged<J::Value> {
+        Staged { said: true, ..self.stage_offer(key, value, version, now) }
+    }
+
+    fn stage_offer(&mut self, key: &str, value: Bytes, version: u64, now: Duration) -> Staged<J::Value> {
         let key: Arc<str> = key.into();
         if let Some(heard) = self.entries.get_mut(&key).and_then(|e| e.heard.as_mut())
             && heard.value == value
@@ -428,7 +446,7 @@ impl<J: Judge> ImportedSlice<J> {
             }
         };
         next.heard = Some(Heard { value, leaf, verdict, since: now, bucket, version });
-        Staged { key, answer, next: Some(next), changed: true, reserved }
+        Staged { key, answer, next: Some(next), changed: true, said: false, reserved }
     }
 
     fn reserve(&mut self, more: Reserved) {
@@ -605,7 +623,7 @@ impl<J: Judge> ImportedSlice<J> {
         let services = (entry.in_force.is_none() && next.in_force.is_some()).into();
         let reserved = Reserved { services, ..Reserved::default() };
         self.reserve(reserved);
-        Some(Staged { key, answer: Ok(()), next: Some(next), changed: true, reserved })
+        Some(Staged { key, answer: Ok(()), next: Some(next), changed: true, said: false, reserved })
     }
 
     /// Whether what is staged turns an admission into a refusal or the other way round.
@@ -635,17 +653,23 @@ impl<J: Judge> ImportedSlice<J> {
     /// catalogue.
     pub fn apply(&mut self, staged: Vec<Staged<J::Value>>, now: Duration) -> SliceChanges<J::Value> {
         let mut changes = vec![];
-        for s in staged.into_iter().filter(|s| s.changed) {
-            self.unreserve(s.reserved);
+        for s in staged {
+            let revealed = self.reveal(&s);
             let before = self.entries.get(&s.key).and_then(|e| e.in_force.clone());
+            if !s.changed {
+                changes.extend(before.filter(|_| revealed).map(|f| (s.key, Some(f.service))));
+                continue;
+            }
+            self.unreserve(s.reserved);
             let after = s.next.as_ref().and_then(|e| e.in_force.clone());
             if let Some(old) = &before
                 && after.is_none()
             {
                 self.judge.release(&old.service, now);
             }
-            if before != after {
-                changes.push((s.key.clone(), after.filter(|_| !self.expired).map(|f| f.service)));
+            if before != after || revealed {
+                let hidden = self.is_hidden(&s.key);
+                changes.push((s.key.clone(), after.filter(|_| !hidden).map(|f| f.service)));
             }
             // What goes or changes may leave room or a name to others.
             self.freed |= self.entries.contains_key(&s.key);
@@ -676,17 +700,6 @@ impl<J: Judge> ImportedSlice<J> {
         }
     }
 
-    /// Empties or restores what is in force when the hold time ends or the peer is back. What
-    /// was heard stays, so an equal root restores everything without a transfer.
-    pub fn set_expired(&mut self, expired: bool) -> SliceChanges<J::Value> {
-        if self.expired == expired {
-            return vec![];
-        }
-        self.expired = expired;
-        let serving = self.entries.iter().filter_map(|(k, e)| Some((k.clone(), e.in_force.clone()?)));
-        serving.map(|(k, f)| (k, (!expired).then_some(f.service))).collect()
-    }
-
     /// Forgets everything and releases all names; the peer was removed.
     pub fn forget(&mut self, now: Duration) {
         for entry in std::mem::take(&mut self.entries).into_values() {
@@ -697,11 +710,6 @@ impl<J: Judge> ImportedSlice<J> {
         self.digest = DigestTree::new(&self.type_url);
         self.bytes = 0;
         self.counts = ImportCounts::default();
-    }
-
-    /// Whether the hold time has ended without the peer.
-    pub fn is_expired(&self) -> bool {
-        self.expired
     }
 
     fn put(&mut self, key: &Arc<str>, next: Option<Entry<J::Value>>) {

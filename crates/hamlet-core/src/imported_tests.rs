@@ -207,6 +207,44 @@ fn hold_expiry_empties_in_force_and_keeps_heard() {
     assert!(matches!(&s.set_expired(false)[..], [(_, Some(_))]));
 }
 
+#[test]
+fn after_the_hold_time_what_the_owner_says_again_is_shown_at_once_and_nothing_else() {
+    let mut s = slice();
+    for key in ["a", "b", "c"] {
+        take(&mut s, key, &format!("{key}.acme.example")).unwrap();
+    }
+    assert_eq!((s.set_expired(true).len(), s.shown(), s.counts().in_force), (3, 0, 3));
+    let mut said = |key: &str, name: &str| {
+        let staged = s.offer(key, Bytes::copy_from_slice(name.as_bytes()), 0, T0);
+        let answer = staged.answer.clone();
+        let changes = s.apply(vec![staged], T0);
+        let changes: Vec<_> = changes.into_iter().map(|(k, v)| (k.to_string(), v.is_some())).collect();
+        (answer.is_ok(), changes, s.shown())
+    };
+    let shown = |key: &str| vec![(key.to_owned(), true)];
+    // As it was, another version, and a new one.
+    assert_eq!(said("a", "a.acme.example"), (true, shown("a"), 1));
+    assert_eq!(said("a", "a.acme.example"), (true, vec![], 1));
+    assert_eq!(said("b", "b2.acme.example"), (true, shown("b"), 2));
+    assert_eq!(said("d", "d.acme.example"), (true, shown("d"), 3));
+    // A refusal shows nothing of an older version, and is no acknowledgement.
+    assert_eq!(said("c", "c.other.example"), (false, vec![], 3));
+    // A decision of ours shows nothing: the owner has not said it again.
+    let staged = s.reevaluate(T0);
+    assert!(s.apply(staged, T0).is_empty());
+    // What is deleted is gone, and when the owner is away for the hold time again, the rest is too.
+    let staged = s.delete("d", T0);
+    assert!(matches!(&s.apply(vec![staged], T0)[..], [(_, None)]));
+    let hidden: Vec<String> = s.set_expired(true).into_iter().map(|(k, _)| k.to_string()).collect();
+    assert_eq!((hidden, s.shown()), (vec!["a".to_owned(), "b".to_owned()], 0));
+    assert!(s.set_expired(true).is_empty());
+    // A proof shows all that is in force, each once.
+    let staged = s.offer("a", Bytes::from_static(b"a.acme.example"), 0, T0);
+    assert_eq!(s.apply(vec![staged], T0).len(), 1);
+    let restored: Vec<String> = s.set_expired(false).into_iter().map(|(k, _)| k.to_string()).collect();
+    assert_eq!((restored, s.shown()), (vec!["b".to_owned(), "c".to_owned()], 3));
+}
+
 fn limited(services: usize) -> ImportedSlice {
     let mut s = slice();
     let limits = ImportLimits { services, ..ImportLimits::default() };

@@ -24,8 +24,6 @@ struct SimFile {
     seen: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Pending>,
-    /// A failed sync dropped something that reads still show.
-    lies: bool,
 }
 
 fn write_to(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
@@ -106,11 +104,12 @@ impl SimDisk {
 
     /// Whether reads show what a failed sync has dropped.
     pub(crate) fn lies(&self) -> bool {
-        self.0.lock().files.values().any(|f| f.lies)
+        self.0.lock().files.values().any(|f| f.pending.is_empty() && f.seen != f.durable)
     }
 
-    /// The disk as it is found after the process was killed, or the power was lost: all that was
-    /// synced, and of the rest everything (killed) or any part of any write.
+    /// The disk as it is found after the process was killed: what reads see is in the page cache,
+    /// which survives a process, with what failed syncs have dropped of it. Or after the power was
+    /// lost: all that was synced, and of the rest any part of any write.
     pub(crate) fn after(&self, draw: &mut Draw, killed: bool) -> SimDisk {
         let kept = *draw.pick(&[0, 100, 50, 80, 20]).unwrap_or(&0);
         let state = self.0.lock();
@@ -118,11 +117,15 @@ impl SimDisk {
         let mut new = after.0.lock();
         (new.current, new.journal, new.aside) = (state.current, state.journal, state.aside);
         for id in [state.current, state.journal].into_iter().flatten() {
-            if let Some(file) = state.files.get(&id) {
-                // What reads see is in the page cache, which survives a process.
-                let bytes = if killed { file.seen.clone() } else { file.after(draw, kept) };
-                new.files.insert(id, SimFile { seen: bytes.clone(), durable: bytes, ..SimFile::default() });
-            }
+            let Some(file) = state.files.get(&id) else { continue };
+            let found = match killed {
+                true => file.clone(),
+                false => {
+                    let bytes = file.after(draw, kept);
+                    SimFile { seen: bytes.clone(), durable: bytes, pending: vec![] }
+                }
+            };
+            new.files.insert(id, found);
         }
         drop(new);
         after
@@ -214,7 +217,6 @@ impl StorageBackend for Handle {
         let file = state.file(self.id);
         let pending = std::mem::take(&mut file.pending);
         if fault == Fault::Sync {
-            file.lies |= !pending.is_empty();
             return Err(io::Error::other("the sync failed"));
         }
         for operation in pending {
@@ -223,7 +225,6 @@ impl StorageBackend for Handle {
                 Pending::SetLen(len) => file.durable.resize(len as usize, 0),
             }
         }
-        file.lies &= file.seen != file.durable;
         Ok(())
     }
 

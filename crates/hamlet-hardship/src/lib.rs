@@ -14,6 +14,7 @@ mod executor;
 mod foreign;
 mod hostile;
 mod model;
+mod outage;
 mod pipe;
 mod run;
 mod script;

@@ -612,7 +612,8 @@ impl Model {
             self.finish(complaints);
             return;
         };
-        let expired_now = expired && !way.seen_expired;
+        // Also once more, if it had spoken since.
+        let expired_now = expired && (!way.seen_expired || seen.is_empty());
         way.seen_expired = expired;
         if seen == way.visible {
             way.check_late(id, now, &mut complaints);

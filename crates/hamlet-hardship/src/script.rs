@@ -3,7 +3,6 @@
 
 mod plays;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,9 +10,9 @@ use std::time::Duration;
 use hamlet_core::guard::GuardSettings;
 use hamlet_core::imported::ImportLimits;
 
-use crate::disk::Fault;
 use crate::draw::Draw;
 use crate::model::Policy;
+use crate::outage::{disk_trouble, heal_disk, leave_unread, process_trouble, read_all};
 use crate::services::{Shape, service};
 use crate::truth::{Key, MeshId};
 use crate::wire::connect_again;
@@ -178,14 +177,14 @@ fn create(world: &mut World, stage: &Stage, owner: MeshId) {
 }
 
 /// Gives a service a new revision in this shape.
-fn change(world: &mut World, owner: MeshId, key: &Key, shape: Shape) {
+pub(crate) fn change(world: &mut World, owner: MeshId, key: &Key, shape: Shape) {
     world.revision += 1;
     let shape = Shape { revision: world.revision, ..shape };
     let made = service(world.meshes[owner].name, key, shape);
     world.meshes[owner].services.insert(key.clone(), made);
 }
 
-fn any_service(world: &mut World, owner: MeshId) -> Option<(Key, Shape)> {
+pub(crate) fn any_service(world: &mut World, owner: MeshId) -> Option<(Key, Shape)> {
     let World { draw, meshes, .. } = world;
     let keys: Vec<&Key> = meshes[owner].services.keys().collect();
     let key = (*draw.pick(&keys)?).clone();
@@ -258,7 +257,7 @@ fn an_owner(world: &mut World, stage: &Stage) -> MeshId {
     if publishes { other } else { 0 }
 }
 
-fn a_hamlet(world: &mut World) -> MeshId {
+pub(crate) fn a_hamlet(world: &mut World) -> MeshId {
     let hamlets = world.meshes.iter().filter(|m| m.foreign.is_none()).count() as u64;
     world.draw.below(hamlets) as usize
 }
@@ -270,19 +269,19 @@ fn an_other(world: &mut World) -> MeshId {
 }
 
 /// Notes that something is wrong between two meshes, for everybody who measures.
-fn trouble(world: &World, mesh: MeshId, other: Option<MeshId>) {
+pub(crate) fn trouble(world: &World, mesh: MeshId, other: Option<MeshId>) {
     let now = world.start.elapsed();
     world.conns_of(mesh, other).iter().for_each(|c| c.note_trouble(now));
 }
 
-fn happened(world: &World, what: &'static str, numbers: &[u64]) {
+pub(crate) fn happened(world: &World, what: &'static str, numbers: &[u64]) {
     let mut model = world.model.lock();
     model.tally.count(what);
     model.log(numbers, || format!("-- {what} {numbers:?}"));
 }
 
 /// After a while, something is put right.
-fn later(sim: &Sim, after: Duration, put_right: impl FnOnce(&mut World) + Send + 'static) {
+pub(crate) fn later(sim: &Sim, after: Duration, put_right: impl FnOnce(&mut World) + Send + 'static) {
     let (spawner, sim) = { (sim.lock().spawner.clone(), sim.clone()) };
     spawner.spawn("later", async move {
         tokio::time::sleep(after).await;
@@ -303,9 +302,9 @@ async fn hardship(sim: &Sim, stage: &Stage) {
         47..50 => mass_deletion(sim, stage),
         50..54 => publication(sim),
         54..59 => import(sim).await,
-        59..65 => disk_trouble(sim),
+        59..65 => disk_trouble(sim).await,
         65..77 => link_trouble(sim),
-        77..90 => process_trouble(sim).await,
+        77..90 => process_trouble(sim, None).await,
         90..93 => unread(sim),
         93..95 => replica(sim).await,
         95..97 => second_stream(sim).await,
@@ -435,33 +434,6 @@ async fn import(sim: &Sim) {
     tokio::task::yield_now().await;
 }
 
-fn disk_trouble(sim: &Sim) {
-    let mut world = sim.lock();
-    let mesh = a_hamlet(&mut world);
-    trouble(&world, mesh, None);
-    let kind = world.draw.below(6);
-    let last = Duration::from_millis(world.draw.between(200, 45_000));
-    happened(&world, if kind < 3 { "disk failures" } else { "disk stalls" }, &[36, mesh as u64, kind]);
-    let its = &world.meshes[mesh];
-    match kind {
-        0 => its.disk.set_fault(Fault::Write),
-        1 => its.disk.set_fault(Fault::Sync),
-        2 => its.disk.set_fault(Fault::Full),
-        3 => its.pace.slowest_ms.store(2_000, Ordering::Relaxed),
-        _ => its.pace.stalled.store(true, Ordering::Relaxed),
-    }
-    drop(world);
-    later(sim, last, move |world| heal_disk(world, mesh));
-}
-
-fn heal_disk(world: &mut World, mesh: MeshId) {
-    let its = &world.meshes[mesh];
-    its.disk.set_fault(Fault::None);
-    its.pace.stalled.store(false, Ordering::Relaxed);
-    its.pace.slowest_ms.store(5, Ordering::Relaxed);
-    trouble(world, mesh, None);
-}
-
 fn link_trouble(sim: &Sim) {
     let mut world = sim.lock();
     let other = an_other(&mut world);
@@ -526,68 +498,6 @@ fn heal_link(world: &mut World, other: MeshId) {
     let delay = Duration::from_millis(world.draw.below(10));
     world.nets.insert(pair(0, other), Net { up: true, delay });
     world.conns_of(0, Some(other)).iter().for_each(|c| c.set_delay(delay));
-}
-
-async fn process_trouble(sim: &Sim) {
-    let (mesh, death, away) = {
-        let mut world = sim.lock();
-        let mesh = a_hamlet(&mut world);
-        let death = *world
-            .draw
-            .pick(&[Death::Stop, Death::Stop, Death::Kill, Death::PowerCut])
-            .unwrap_or(&Death::Kill);
-        let name = match death {
-            Death::Stop => "restarts",
-            Death::Kill => "kills",
-            Death::PowerCut => "power cuts",
-        };
-        trouble(&world, mesh, None);
-        happened(&world, name, &[38, mesh as u64]);
-        let longest = if world.draw.chance(15) { 120_000 } else { 5_000 };
-        (mesh, death, world.draw.between(0, longest))
-    };
-    stop(sim, mesh, death).await;
-    for _ in 0..away / 1_000 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let mut world = sim.lock();
-        if world.draw.chance(10) {
-            world.revision += 1;
-            if let Some((key, shape)) = any_service(&mut world, mesh) {
-                change(&mut world, mesh, &key, shape);
-                world.tell(mesh);
-            }
-        }
-    }
-    {
-        let mut world = sim.lock();
-        if world.draw.chance(40) {
-            leave_unread(&mut world, mesh);
-        }
-    }
-    start(sim, mesh, Birth::New).await;
-    let after = Duration::from_millis(sim.lock().draw.between(100, 20_000));
-    later(sim, after, move |world| read_all(world, mesh));
-}
-
-/// Some services of a mesh are known to no source of its process.
-fn leave_unread(world: &mut World, mesh: MeshId) {
-    let keys: Vec<Key> = world.meshes[mesh].services.keys().cloned().collect();
-    let share = *world.draw.pick(&[100, 60, 30]).unwrap_or(&60);
-    let mut unread = BTreeSet::new();
-    for key in keys {
-        if world.draw.chance(share) {
-            unread.insert(key);
-        }
-    }
-    world.meshes[mesh].unread = Some(unread);
-    happened(world, "unread phases", &[39, mesh as u64]);
-}
-
-fn read_all(world: &mut World, mesh: MeshId) {
-    if world.meshes[mesh].unread.take().is_some() {
-        trouble(world, mesh, None);
-        world.tell(mesh);
-    }
 }
 
 fn unread(sim: &Sim) {

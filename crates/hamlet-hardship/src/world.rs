@@ -285,7 +285,8 @@ impl World {
                 let slice = slices.get(peer).into_iter().flatten();
                 slice.map(|(k, s)| (k.clone(), revision_seen(&s.description))).collect()
             });
-            let expired = seen.is_empty() && link.status().expired;
+            let may_be = model.ways.get(&id).is_some_and(|w| w.may_be_expired());
+            let expired = (seen.is_empty() || may_be) && link.status().expired;
             model.look(id, Some(seen), expired, up);
         }
     }
@@ -485,14 +486,14 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
     let names: BTreeMap<PeerName, MeshId> =
         world.meshes[mesh].peers.iter().map(|p| (peer_name(world.meshes[*p].name), *p)).collect();
     let start = world.start;
-    let mut draw = world.draw.fork();
+    let draw = world.draw.fork();
     let (model, executor) = (world.model.clone(), world.executor.clone());
     let its = &mut world.meshes[mesh];
     its.disk.set_fault(crate::disk::Fault::None);
     its.pace.stalled.store(false, Ordering::Relaxed);
     if its.disk.lies() {
-        // No process can know that: only a machine that starts anew reads what is there.
-        its.disk = its.disk.after(&mut draw, false);
+        // The process can't know that; what it reads has to be durable nevertheless.
+        model.lock().tally.count("starts over dropped pages");
     }
     if birth == Birth::New {
         its.log = its.log.wrapping_add(1);

@@ -37,6 +37,7 @@ fn some_hundred_seeds_pass_and_much_happens_in_them() {
         "rounds over some",
         "replica switches",
         "second streams",
+        "starts over dropped pages",
     ] {
         assert!(report.tally.of(what) > 0, "{what} never happened");
     }

@@ -130,6 +130,11 @@ impl Beats {
     }
 
     /// When to look at the time again.
+    /// For how long a beat of ours has waited for somebody to take it.
+    pub(crate) fn waited(&self, now: Duration) -> Option<Duration> {
+        now.checked_sub(self.next)
+    }
+
     pub(crate) fn wake_at(&self) -> Duration {
         self.silent.due().map_or(self.next, |due| due.min(self.next))
     }
@@ -140,6 +145,15 @@ mod tests {
     use super::*;
 
     const T: fn(u64) -> Duration = Duration::from_secs;
+
+    #[test]
+    fn a_beat_that_is_not_taken_waits_from_when_it_was_due() {
+        let mut beats = Beats::new(5_000, T(0), T(0));
+        assert_eq!(beats.waited(T(4)), None);
+        assert_eq!(beats.waited(T(36)), Some(T(31)));
+        assert!(beats.due(T(36)).is_some());
+        assert_eq!(beats.waited(T(40)), None);
+    }
 
     #[test]
     fn three_missed_beats_are_silence_only_at_the_second_look() {

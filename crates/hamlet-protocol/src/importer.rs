@@ -40,6 +40,9 @@ const BATCHES_AT_ONCE: usize = 64;
 pub const RESYNC_EVERY: Duration = Duration::from_secs(3600);
 /// A commit that takes longer is answered as UNAVAILABLE, to a Hamlet agent.
 pub const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+/// A stopping agent waits no longer for the disk to take the peer's state. What it misses is the hold
+/// time counted since the last time, as after a crash.
+const LAST_SAVE_DEADLINE: Duration = Duration::from_secs(2);
 /// What the Go owner says when it has discarded changes.
 const OVERFLOW_TEXT: &str = "overflow";
 /// Wait before a failed commit of a foreign owner's changes is tried again.
@@ -134,6 +137,8 @@ pub struct Importer<J: LinkJudge = ServiceJudge> {
     resync: Option<Duration>,
     /// A commit that the disk has kept waiting for too long, and the keys of its changes.
     stuck: Option<(CommitFuture, Vec<String>)>,
+    /// The peer's state on its way to the disk. Nothing waits for it.
+    saving: Option<(CommitFuture, PeerState)>,
     stopping: Shutdown,
 }
 
@@ -181,6 +186,7 @@ impl<J: LinkJudge> Importer<J> {
             proven: None,
             resync: Some(RESYNC_EVERY),
             stuck: None,
+            saving: None,
             stopping: Shutdown::new(),
         }
     }
@@ -202,12 +208,19 @@ impl<J: LinkJudge> Importer<J> {
                     Some(request) => self.serve(request).await,
                     None => break 'committing,
                 },
+                outcome = settled(&mut self.saving) => self.saved(outcome),
                 () = work.notified() => self.drain().await,
                 () = tokio::time::sleep(TICK) => {}
             }
             self.tick().await;
         }
-        self.save_state().await;
+        self.save_state();
+        // Behind a commit that the disk has kept waiting it could only wait as well.
+        if self.stuck.is_none()
+            && let Ok(outcome) = tokio::time::timeout(LAST_SAVE_DEADLINE, settled(&mut self.saving)).await
+        {
+            self.saved(outcome);
+        }
     }
 
     async fn serve(&mut self, request: Request<J::Rules>) {
@@ -428,8 +441,11 @@ impl<J: LinkJudge> Importer<J> {
         all.extend_from_slice(changes);
         let keys = all.iter().map(|c| c.key.clone()).collect();
         let state = self.peer_state();
-        // How far we have heard the owner has to survive with what we have heard.
-        let mut commit = match state.revision != self.stored.revision || state.log_id != self.stored.log_id {
+        // How far we have heard the owner has to survive with what we have heard. A state that is still
+        // on its way is older than this one.
+        let saving = self.saving.take().is_some();
+        let heard_more = state.revision != self.stored.revision || state.log_id != self.stored.log_id;
+        let mut commit = match heard_more || saving {
             true => self.store.commit_with_state(all, &self.peer, state.clone()),
             false => self.store.commit(all),
         };
@@ -483,6 +499,19 @@ impl<J: LinkJudge> Importer<J> {
         }
     }
 
+    /// The next commit waits for this one as well.
+    fn wait_behind(&mut self, late: CommitFuture) {
+        let (before, keys) = self.stuck.take().unzip();
+        let both = async move {
+            if let Some(before) = before {
+                // Whether the disk has it is made good with its keys.
+                let _ = before.await;
+            }
+            late.await
+        };
+        self.stuck = Some((Box::pin(both), keys.unwrap_or_default()));
+    }
+
     async fn tick(&mut self) {
         let now = match is_on(SeededBug::HoldOnWallClock) {
             true => self.clock.wall(),
@@ -506,14 +535,18 @@ impl<J: LinkJudge> Importer<J> {
         let closed = Duration::from_millis(self.state.closed_ms.load(std::sync::atomic::Ordering::Relaxed));
         let seen = self.clock.now();
         let away = seen.saturating_sub(closed.max(self.counted));
-        self.counted = seen;
         let up = self.state.stream.lock().is_some();
+        if closed > self.counted {
+            // A stream came and went between two looks: the peer was there.
+            self.count_down_time(true, Duration::ZERO);
+        }
+        self.counted = seen;
         self.count_down_time(up, if is_on(SeededBug::HoldOnWallClock) { passed } else { away });
         // That the peer is back has to survive as well, or a crash would end the hold time early.
         let back = up && self.stored.down_ms > 0;
         if back || now.saturating_sub(self.last_state) >= STATE_EVERY {
             self.last_state = now;
-            self.save_state().await;
+            self.save_state();
         }
     }
 
@@ -535,16 +568,40 @@ impl<J: LinkJudge> Importer<J> {
         }
     }
 
-    async fn save_state(&mut self) {
+    /// Sends the peer's state on its way to the disk, if it has another and none is on its way.
+    fn save_state(&mut self) {
         let state = self.peer_state();
-        if state != self.stored && self.store.put_peer_state(&self.peer, state.clone()).await.is_ok() {
-            self.stored = state;
+        if state == self.stored || self.saving.is_some() {
+            return;
+        }
+        self.state.committing.lock().get_or_insert(self.clock.now());
+        self.saving = Some((self.store.put_peer_state(&self.peer, state.clone()), state));
+    }
+
+    fn saved(&mut self, outcome: Result<(), CommitError>) {
+        let Some((_, state)) = self.saving.take() else { return };
+        *self.state.committing.lock() = None;
+        *self.state.commit_error.lock() = outcome.as_ref().err().map(ToString::to_string);
+        match outcome {
+            Ok(()) => self.stored = state,
+            Err(error) => tracing::error!(peer = %self.peer, %error, "could not save the peer's state"),
         }
     }
 
+    /// Withdraws everything now, and on the disk as soon as that takes it.
     async fn forget(&mut self) {
-        if let Err(error) = self.store.forget_peer(&self.peer).await {
-            tracing::error!(peer = %self.peer, %error, "could not forget the removed peer's imports");
+        // It would bring the state back.
+        self.saving = None;
+        let mut forgotten = self.store.forget_peer(&self.peer);
+        match tokio::time::timeout(COMMIT_DEADLINE, &mut forgotten).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(peer = %self.peer, %error, "could not forget the removed peer's imports");
+            }
+            Err(_) => {
+                tracing::error!(peer = %self.peer, "the disk does not take that the peer's imports are gone");
+                self.wait_behind(forgotten);
+            }
         }
         self.writer.replace(BTreeMap::new());
         J::cleared(&self.shared, &self.peer);
@@ -552,5 +609,13 @@ impl<J: LinkJudge> Importer<J> {
         self.proven = None;
         self.stored = PeerState::default();
         self.state.down_ms.store(0, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// What became of the state on its way to the disk; never if none is.
+async fn settled(saving: &mut Option<(CommitFuture, PeerState)>) -> Result<(), CommitError> {
+    match saving {
+        Some((save, _)) => save.await,
+        None => std::future::pending().await,
     }
 }

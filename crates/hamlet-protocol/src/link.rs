@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Code;
 
+use crate::dialect::codec::WireCodec;
 use crate::dialect::v1alpha1::{End, V1Codec};
 use crate::dialect::v1alpha2::V2Codec;
 use crate::dialect::{Dialect, Secret};
@@ -85,14 +86,14 @@ impl<R: ?Sized> LinkConfig<R> {
     }
 
     /// The codec of a v1alpha2 stream with this peer, for resources of one type.
-    pub(crate) fn v2_codec(&self, resource_url: &'static str) -> V2Codec {
+    pub(crate) fn v2_codec(&self, resource_url: &'static str) -> WireCodec<V2Codec> {
         let (context, message_bytes) = (self.context.clone(), self.message_bytes());
-        V2Codec { resource_url, context, message_bytes }
+        WireCodec(V2Codec { resource_url, context, message_bytes })
     }
 
     /// The codec of our end of a v1alpha1 stream with this peer.
-    pub(crate) fn v1_codec(&self, end: End) -> V1Codec {
-        V1Codec { end, message_bytes: self.message_bytes() }
+    pub(crate) fn v1_codec(&self, end: End) -> WireCodec<V1Codec> {
+        WireCodec(V1Codec { end, message_bytes: self.message_bytes() })
     }
 
     /// Whether we import from the peer at all.

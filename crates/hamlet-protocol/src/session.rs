@@ -177,8 +177,10 @@ pub struct PeerHello {
 pub enum Stall {
     /// What we offer isn't answered.
     Unanswered(Duration),
-    /// What we say isn't taken by the connection.
+    /// What we say isn't taken by the connection: answers to the peer's changes.
     Unwritten(Duration),
+    /// The same of anything: the peer takes no data at all.
+    Untaken(Duration),
     /// We have changes and room in the window, and don't send them.
     Unsent(Duration),
     /// The peer has changes that no proof covers.
@@ -226,6 +228,7 @@ pub struct StreamSession {
     paused_total: Duration,
     late_answer: SecondLook,
     late_write: SecondLook,
+    late_beat: SecondLook,
     observer: Option<Arc<dyn StreamObserver>>,
     /// The owner role, once the peer has subscribed.
     pub owner: Option<OwnerSession>,
@@ -254,6 +257,7 @@ impl StreamSession {
             paused_total: Duration::ZERO,
             late_answer: SecondLook::default(),
             late_write: SecondLook::default(),
+            late_beat: SecondLook::default(),
             observer: None,
             owner: None,
             consumer,
@@ -574,7 +578,9 @@ impl StreamSession {
         let proven = self.consumer.stats().proven_version;
         let ahead = self.beats.as_ref().and_then(|b| b.ahead_for(proven, now));
         let uncommitted = self.consumer.oldest_uncommitted(now);
+        let untaken = self.beats.as_ref().and_then(|b| b.waited(now));
         [
+            over(untaken, STALLED_AFTER).map(Stall::Untaken),
             unanswered.map(Stall::Unanswered),
             over(unwritten, STALLED_AFTER).map(Stall::Unwritten),
             over(unsent, STALLED_AFTER).map(Stall::Unsent),
@@ -628,6 +634,15 @@ impl StreamSession {
             let text = "answers were not taken within 30 s; read while you write";
             return Err(StreamEnd::new(Code::Unavailable, text));
         }
+        let waits = self.beats.as_ref().and_then(|b| b.waited(now)).is_some_and(|age| age >= deadline);
+        if self.late_beat.confirms(waits, now) {
+            let text = format!(
+                "the peer takes no data: nothing of ours was taken within {} s; read while you write, and open \
+                 the HTTP/2 window",
+                deadline.as_secs()
+            );
+            return Err(StreamEnd::new(Code::Unavailable, text));
+        }
         if self.beats.as_mut().is_some_and(|b| b.is_silent(now, judged)) {
             let text = "no sign of life within three beats; connect again";
             return Err(StreamEnd::new(Code::Unavailable, text));
@@ -645,8 +660,9 @@ impl StreamSession {
     /// When to look at the time again although nothing happened.
     pub fn wake_at(&self) -> Option<Duration> {
         let owner = self.owner.as_ref().and_then(OwnerSession::wake_at);
-        let looks = [self.late_answer.due(), self.late_write.due(), self.beats.as_ref().map(Beats::wake_at)];
-        owner.into_iter().chain(self.consumer.wake_at()).chain(looks.into_iter().flatten()).min()
+        let late = [self.late_answer.due(), self.late_write.due(), self.late_beat.due()];
+        let looks = [self.beats.as_ref().map(Beats::wake_at)];
+        owner.into_iter().chain(self.consumer.wake_at()).chain(looks.into_iter().chain(late).flatten()).min()
     }
 
     /// Follows the peer to its new view after a policy change.

@@ -1,8 +1,9 @@
 //! What was said on a link's streams, for people who look for a fault: kinds, keys, versions,
 //! sizes and verdicts. Never a value, a context, or metadata; not a trace of bytes.
 //!
-//! Invariant: bounded, and an idle stream doesn't make it grow: signs of life that only repeat
-//! themselves are one entry with a count.
+//! Invariants: bounded, and an idle stream doesn't make it grow: signs of life that only repeat
+//! themselves are one entry with a count. What comes with every change is kept as numbers and made
+//! into text when somebody reads it: noting it may cost no more than 2 % of the message.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -143,9 +144,41 @@ pub struct TranscriptEntry {
     pub times: u64,
 }
 
+/// An entry as it is kept.
+#[derive(Debug)]
+struct Entry {
+    seq: u64,
+    at: Duration,
+    stream: u64,
+    way: Way,
+    noted: Noted,
+    times: u64,
+}
+
+#[derive(Debug)]
+enum Noted {
+    Said(Said),
+    Sign(Sign),
+}
+
+/// What an idle stream repeats and a busy one says with each change, as numbers.
+#[derive(Debug, Clone, Copy)]
+enum Sign {
+    Bookmark { seq: u64, round: u32, version: u64, count: u64, root: Short },
+    Proof { seq: u64, verdict: i32, refused: u64, withheld: u64 },
+    Beat { seq: u64, echo_seq: u64, head: u64, unsent: u64, waits: u64, commits: u64 },
+}
+
+/// The first bytes of a digest; equal ones are most likely equal roots.
+#[derive(Debug, Clone, Copy)]
+struct Short {
+    bytes: [u8; 4],
+    len: u8,
+}
+
 #[derive(Debug, Default)]
 struct Ring {
-    entries: VecDeque<TranscriptEntry>,
+    entries: VecDeque<Entry>,
     seq: u64,
 }
 
@@ -161,7 +194,8 @@ impl Transcript {
     pub fn after(&self, after: u64, context: &Secret) -> (Vec<TranscriptEntry>, u64) {
         let (mut entries, first) = {
             let ring = self.ring.lock();
-            let entries: Vec<_> = ring.entries.iter().filter(|e| e.seq > after).cloned().collect();
+            let entries = ring.entries.iter().filter(|e| e.seq > after).map(Entry::told);
+            let entries: Vec<TranscriptEntry> = entries.collect();
             (entries, ring.entries.front().map(|e| e.seq))
         };
         for entry in &mut entries {
@@ -174,13 +208,13 @@ impl Transcript {
     /// Notes what came.
     pub(crate) fn received(&self, stream: u64, message: &Incoming, now: Duration) {
         if let Some(offer) = &message.offer {
-            self.add(stream, Way::In, offered(offer, message.bytes), now);
+            self.add(stream, Way::In, Noted::Said(offered(offer, message.bytes)), now);
         }
         if let Some(request) = &message.request {
             self.add(stream, Way::In, requested(request), now);
         }
         if message.offer.is_none() && message.request.is_none() {
-            self.add(stream, Way::In, Said::Empty, now);
+            self.add(stream, Way::In, Noted::Said(Said::Empty), now);
         }
     }
 
@@ -194,7 +228,7 @@ impl Transcript {
                 code: Some(crate::dialect::v1alpha2::status_code(rejection.code)),
                 rule: rejection.rule.as_str().into(),
             },
-            Outgoing::Control(control) => control_said(control),
+            Outgoing::Control(control) => return self.add(stream, Way::Out, noted(control), now),
             Outgoing::Offer { nonce, change, versioned } => {
                 let (key, nonce) = (cut(&change.offer.key), Nonce::Number(*nonce));
                 let version = if *versioned { change.version } else { 0 };
@@ -204,28 +238,28 @@ impl Transcript {
                 }
             }
         };
-        self.add(stream, Way::Out, said, now);
+        self.add(stream, Way::Out, Noted::Said(said), now);
     }
 
     /// Notes that a stream began.
     pub(crate) fn opened(&self, stream: u64, dialled: bool, now: Duration) {
-        self.add(stream, Way::None, Said::Opened { dialled }, now);
+        self.add(stream, Way::None, Noted::Said(Said::Opened { dialled }), now);
     }
 
     /// Notes that a stream ended.
     pub(crate) fn ended(&self, stream: u64, end: &StreamEnd, now: Duration) {
         let text = one_line(&end.message, TRANSCRIPT_TEXT_BYTES).into();
-        self.add(stream, Way::None, Said::Ended { code: end.code as i32, text }, now);
+        self.add(stream, Way::None, Noted::Said(Said::Ended { code: end.code as i32, text }), now);
     }
 
-    fn add(&self, stream: u64, way: Way, said: Said, now: Duration) {
+    fn add(&self, stream: u64, way: Way, noted: Noted, now: Duration) {
         let mut ring = self.ring.lock();
         ring.seq += 1;
         let mut times = 1;
-        if is_sign_of_life(&said) {
+        if let Noted::Sign(sign) = &noted {
             let tail = ring.entries.iter().rev().take(SIGNS_LOOKED_AT);
-            let tail = tail.take_while(|e| e.stream == stream && is_sign_of_life(&e.said));
-            let same = tail.enumerate().find(|(_, e)| e.way == way && is_same_sign(&e.said, &said));
+            let tail = tail.take_while(|e| e.stream == stream && matches!(e.noted, Noted::Sign(_)));
+            let same = tail.enumerate().find(|(_, e)| e.way == way && e.noted.is_like(sign));
             if let Some(at) = same.map(|(back, _)| ring.entries.len() - 1 - back)
                 && let Some(old) = ring.entries.remove(at)
             {
@@ -236,17 +270,63 @@ impl Transcript {
             ring.entries.pop_front();
         }
         let seq = ring.seq;
-        ring.entries.push_back(TranscriptEntry { seq, at: now, stream, way, said, times });
+        ring.entries.push_back(Entry { seq, at: now, stream, way, noted, times });
     }
 }
 
-/// What an idle stream repeats.
-fn is_sign_of_life(said: &Said) -> bool {
-    matches!(said, Said::Control { kind: "beat" | "bookmark" | "proof", .. })
+impl Entry {
+    fn told(&self) -> TranscriptEntry {
+        let said = match &self.noted {
+            Noted::Said(said) => said.clone(),
+            Noted::Sign(sign) => sign.told(),
+        };
+        let Entry { seq, at, stream, way, times, .. } = *self;
+        TranscriptEntry { seq, at, stream, way, said, times }
+    }
 }
 
-fn is_same_sign(a: &Said, b: &Said) -> bool {
-    matches!((a, b), (Said::Control { kind: a, .. }, Said::Control { kind: b, .. }) if a == b)
+impl Noted {
+    fn is_like(&self, sign: &Sign) -> bool {
+        matches!(self, Noted::Sign(own) if std::mem::discriminant(own) == std::mem::discriminant(sign))
+    }
+}
+
+impl Short {
+    fn of(digest: &[u8]) -> Short {
+        let len = digest.len().min(4);
+        let mut bytes = [0; 4];
+        bytes[..len].copy_from_slice(&digest[..len]);
+        Short { bytes, len: len as u8 }
+    }
+}
+
+impl std::fmt::Display for Short {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.bytes.iter().take(self.len.into()).try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl Sign {
+    fn told(self) -> Said {
+        let (kind, text) = match self {
+            Sign::Bookmark { seq, round, version, count, root } => (
+                "bookmark",
+                format!("{seq}, round {round}, version {version}, {count} services, root {root}"),
+            ),
+            Sign::Proof { seq, verdict, refused, withheld } => {
+                let verdict = ext::proof::Verdict::try_from(verdict).map_or("?", |v| v.as_str_name());
+                let verdict = verdict.to_ascii_lowercase();
+                ("proof", format!("{seq}, {verdict}, {refused} refused, {withheld} withheld"))
+            }
+            Sign::Beat { seq, echo_seq, head, unsent, waits, commits } => (
+                "beat",
+                format!(
+                    "{seq} echo {echo_seq}, head {head}, unsent {unsent} for {waits} ms, uncommitted {commits} ms"
+                ),
+            ),
+        };
+        Said::Control { kind, text: text.into() }
+    }
 }
 
 /// Replaces a planted context value in what a peer chose.
@@ -310,21 +390,21 @@ fn offered(offer: &IncomingOffer, bytes: usize) -> Said {
     }
 }
 
-fn requested(request: &IncomingRequest) -> Said {
+fn requested(request: &IncomingRequest) -> Noted {
     if request.nonce.is_empty() && request.status.is_none() {
         return match &request.control {
             Some(ext::Control { kind: Some(ext::control::Kind::Hello(_)) }) | None => {
-                Said::Subscribe(hello_text(request.control.as_ref()))
+                Noted::Said(Said::Subscribe(hello_text(request.control.as_ref())))
             }
-            Some(control) => control_said(control),
+            Some(control) => noted(control),
         };
     }
     let nonce = nonce_of(&request.nonce);
-    match &request.status {
+    Noted::Said(match &request.status {
         Some((0, _)) => Said::Ack(nonce),
         Some((code, message)) => Said::Nack { nonce, code: Some(*code), rule: rule_of(message).into() },
         None => Said::Nack { nonce, code: None, rule: "".into() },
-    }
+    })
 }
 
 /// The rule stands before the first colon of a refusal's text. What isn't one is not shown: it
@@ -340,7 +420,7 @@ fn hello_text(control: Option<&ext::Control>) -> Box<str> {
         return "no hello".into();
     };
     let held = match &hello.held {
-        Some(held) => format!("holds {} of yours, root {}", held.count, short(&held.root)),
+        Some(held) => format!("holds {} of yours, root {}", held.count, Short::of(&held.root)),
         None => "imports nothing".to_owned(),
     };
     let agent = one_line(&hello.agent, 64);
@@ -351,19 +431,41 @@ fn hello_text(control: Option<&ext::Control>) -> Box<str> {
     one_line(&text, TRANSCRIPT_TEXT_BYTES).into()
 }
 
-/// The first bytes of a digest; equal ones are most likely equal roots.
-fn short(bytes: &[u8]) -> String {
-    bytes.iter().take(4).map(|b| format!("{b:02x}")).collect()
+fn noted(control: &ext::Control) -> Noted {
+    use ext::control::Kind;
+    Noted::Sign(match &control.kind {
+        Some(Kind::Bookmark(b)) => Sign::Bookmark {
+            seq: b.seq,
+            round: b.round,
+            version: b.version,
+            count: b.count,
+            root: Short::of(&b.root),
+        },
+        Some(Kind::Proof(p)) => {
+            Sign::Proof { seq: p.seq, verdict: p.verdict, refused: p.refused, withheld: p.withheld }
+        }
+        Some(Kind::Beat(b)) => Sign::Beat {
+            seq: b.seq,
+            echo_seq: b.echo_seq,
+            head: b.head,
+            unsent: b.unsent,
+            waits: b.oldest_unsent_ms,
+            commits: b.oldest_uncommitted_ms,
+        },
+        _ => return Noted::Said(control_said(control)),
+    })
 }
 
+/// What is said now and then only.
 fn control_said(control: &ext::Control) -> Said {
     use ext::control::Kind;
     let (kind, text) = match &control.kind {
-        None => ("unknown", String::new()),
+        // The last three are told from their numbers.
+        None | Some(Kind::Bookmark(_) | Kind::Proof(_) | Kind::Beat(_)) => ("unknown", String::new()),
         Some(Kind::Hello(_)) => return Said::Subscribe(hello_text(Some(control))),
         Some(Kind::Held(h)) => {
             let full = if h.full { ", everything" } else { "" };
-            ("held", format!("round {}, {} held, root {}{full}", h.round, h.count, short(&h.root)))
+            ("held", format!("round {}, {} held, root {}{full}", h.round, h.count, Short::of(&h.root)))
         }
         Some(Kind::Buckets(b)) => {
             let (level, first, hashes) = (b.level, b.first, b.hashes.len() / 8);
@@ -374,28 +476,6 @@ fn control_said(control: &ext::Control) -> Said {
             let buckets: u32 = b.scope.iter().map(|byte| byte.count_ones()).sum();
             let scope = if b.scope.is_empty() { String::new() } else { format!(", {buckets} buckets") };
             ("begin", format!("round {}, {}{scope}", b.round, mode.to_ascii_lowercase()))
-        }
-        Some(Kind::Bookmark(b)) => {
-            let (seq, version, count) = (b.seq, b.version, b.count);
-            let round = b.round;
-            (
-                "bookmark",
-                format!("{seq}, round {round}, version {version}, {count} services, root {}", short(&b.root)),
-            )
-        }
-        Some(Kind::Proof(p)) => {
-            let verdict = ext::proof::Verdict::try_from(p.verdict).map_or("?", |v| v.as_str_name());
-            let verdict = verdict.to_ascii_lowercase();
-            ("proof", format!("{}, {verdict}, {} refused, {} withheld", p.seq, p.refused, p.withheld))
-        }
-        Some(Kind::Beat(b)) => {
-            let (head, unsent) = (b.head, b.unsent);
-            let (waits, commits) = (b.oldest_unsent_ms, b.oldest_uncommitted_ms);
-            let text = format!(
-                "{} echo {}, head {head}, unsent {unsent} for {waits} ms, uncommitted {commits} ms",
-                b.seq, b.echo_seq
-            );
-            ("beat", text)
         }
         Some(Kind::Applied(a)) => {
             let problems = a.changes.iter().filter(|c| c.error.is_some()).count();
@@ -510,6 +590,94 @@ mod tests {
         let Said::Upsert { key, .. } = &entries[1].said else { panic!("{text}") };
         assert!(key.len() <= TRANSCRIPT_KEY_BYTES && !key.contains('\n') && !key.contains('\u{1b}'), "{key}");
         assert!(text.contains("Nack { nonce: Number(3), code: Some(7), rule: \"no\" }"), "{text}");
+    }
+
+    #[test]
+    fn what_comes_with_every_change_is_told_in_full_when_it_is_read() {
+        let transcript = Transcript::default();
+        let say = |kind| transcript.sent(1, &Outgoing::Control(ext::Control { kind: Some(kind) }), T(0));
+        let root = vec![0xab, 0xcd, 0, 1, 2].into();
+        let bookmark = ext::Bookmark { seq: 1, round: 2, version: 3, count: 4, root, ..Default::default() };
+        say(ext::control::Kind::Bookmark(bookmark));
+        let verdict = ext::proof::Verdict::Equal as i32;
+        say(ext::control::Kind::Proof(ext::Proof {
+            seq: 1,
+            verdict,
+            refused: 5,
+            withheld: 6,
+            ..Default::default()
+        }));
+        let beat = ext::Beat {
+            seq: 7,
+            echo_seq: 8,
+            head: 9,
+            unsent: 10,
+            oldest_unsent_ms: 11,
+            oldest_uncommitted_ms: 12,
+        };
+        say(ext::control::Kind::Beat(beat));
+        let told = |kind, text: &str| Said::Control { kind, text: text.into() };
+        let said: Vec<Said> = all(&transcript).into_iter().map(|e| e.said).collect();
+        let expected = [
+            told("bookmark", "1, round 2, version 3, 4 services, root abcd0001"),
+            told("proof", "1, equal, 5 refused, 6 withheld"),
+            told("beat", "7 echo 8, head 9, unsent 10 for 11 ms, uncommitted 12 ms"),
+        ];
+        assert_eq!(said, expected);
+    }
+
+    /// `cargo test --release -p hamlet-protocol --lib -- --ignored --nocapture what_it_costs`: the
+    /// shortest of many rounds, so that a busy machine doesn't count.
+    #[test]
+    #[ignore = "a measurement, not a test"]
+    fn what_it_costs_to_note_one_change_at_both_ends() {
+        use hamlet_runtime::Clock;
+        let clock = hamlet_runtime::SystemClock::new();
+        let (owner, consumer) = (Transcript::default(), Transcript::default());
+        let key = "service-000001.owner.example".to_owned();
+        let offer =
+            IncomingOffer { nonce: "123456".into(), key, operation: Operation::Upsert, ..Default::default() };
+        let came = Incoming { offer: Some(offer), request: None, bytes: 480 };
+        let ack = IncomingRequest {
+            nonce: "123456".into(),
+            status: Some((0, String::new())),
+            ..Default::default()
+        };
+        let acked = Incoming { offer: None, request: Some(ack), bytes: 20 };
+        let answer = Outgoing::Answer { nonce: "123456".into(), answer: Ok(()) };
+        let control = |kind| ext::Control { kind: Some(kind) };
+        let bookmark = control(ext::control::Kind::Bookmark(ext::Bookmark {
+            root: vec![7; 32].into(),
+            ..Default::default()
+        }));
+        let proof = control(ext::control::Kind::Proof(ext::Proof::default()));
+        let proved = IncomingRequest { control: Some(proof.clone()), ..Default::default() };
+        let proved = Incoming { request: Some(proved), ..Incoming::default() };
+        let marked = IncomingRequest { control: Some(bookmark.clone()), ..Default::default() };
+        let marked = Incoming { request: Some(marked), ..Incoming::default() };
+        let (bookmark, proof) = (Outgoing::Control(bookmark), Outgoing::Control(proof));
+        const ROUND: u32 = 1_000;
+        let best = |f: &dyn Fn()| {
+            let rounds = (0..200).map(|_| {
+                let began = clock.now();
+                (0..ROUND).for_each(|_| f());
+                clock.now() - began
+            });
+            rounds.min().unwrap_or_default().as_nanos() as u32 / ROUND
+        };
+        let change = best(&|| {
+            consumer.received(1, &came, T(1));
+            consumer.sent(1, &answer, T(1));
+            owner.received(1, &acked, T(1));
+        });
+        let proofs = best(&|| {
+            consumer.received(1, &marked, T(1));
+            consumer.sent(1, &proof, T(1));
+            owner.sent(1, &bookmark, T(1));
+            owner.received(1, &proved, T(1));
+            owner.received(1, &acked, T(1));
+        });
+        println!("change, answer, answered: {change} ns; bookmark and proof at both ends: {proofs} ns");
     }
 
     #[test]

@@ -9,13 +9,13 @@ use hamlet_protocol::limits::ConnectionLimits;
 use hamlet_testkit::pki::TestCa;
 use hamlet_testkit::tls::stranger_server;
 use hamlet_testkit::{GENEROUS, eventually, eventually_ok};
-use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 mod common;
 use common::agent::names;
+use common::attacks::{Attack, of_nothing, subscribed, with_streams};
 use common::raw::*;
 use common::stage::Stage;
 
@@ -32,13 +32,6 @@ async fn attacker(stage: &Stage, window: u32) -> RawHttp2 {
     })
     .await;
     raw.expect("connected")
-}
-
-/// A call, subscribed as a foreign peer.
-fn subscribed(stream: u32) -> Vec<u8> {
-    let mut bytes = call_headers(stream, &[]);
-    bytes.extend(frame(DATA, 0, stream, &framed(&subscription().encode_to_vec())));
-    bytes
 }
 
 /// Writes `once`, then `again` up to [`MANY`] times or until the agent closes the connection.
@@ -68,21 +61,8 @@ async fn honest_gets(stage: &Stage, name: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_frames_that_carry_nothing_closes_the_connection_and_half_of_it_does_not() {
     let stage = Stage::set(None).await;
-    let update = |stream| frame(WINDOW_UPDATE, 0, stream, &1u32.to_be_bytes());
-    let cases: [(&str, Vec<u8>, Vec<u8>); 10] = [
-        ("ping", vec![], frame(PING, 0, 0, &[0; 8])),
-        ("ping-answer", vec![], frame(PING, 1, 0, &[0; 8])),
-        ("settings", vec![], frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100])),
-        ("priority", vec![], frame(PRIORITY, 0, 7, &[0, 0, 0, 0, 16])),
-        ("unknown", vec![], frame(0xbb, 0, 0, &[0; 100])),
-        ("connection-window", vec![], update(0)),
-        ("stream-window", subscribed(1), update(1)),
-        ("empty-data", subscribed(1), frame(DATA, 0, 1, &[])),
-        ("padding", subscribed(1), frame(DATA, 8, 1, &[[9].as_slice(), &[0; 9]].concat())),
-        // A byte at a time; five zeros are an empty message.
-        ("thin-data", subscribed(1), frame(DATA, 0, 1, &[0])),
-    ];
-    for (name, once, again) in cases {
+    for Attack { name, once, again } in of_nothing() {
+        let again = again(0);
         let before = stage.status().floods;
         let mut raw = attacker(&stage, 65_535).await;
         flood(&mut raw, &once, |_| again.clone()).await;
@@ -113,58 +93,7 @@ async fn a_flood_of_frames_that_carry_nothing_closes_the_connection_and_half_of_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attacks_with_streams_headers_and_windows_close_the_connection() {
     let stage = Stage::set(None).await;
-    let odd = |i: u32| 2 * i + 1;
-    let both = |mut a: Vec<u8>, b: Vec<u8>| {
-        a.extend(b);
-        a
-    };
-    let reset =
-        move |i: u32| both(call_headers(odd(i), &[]), frame(RST_STREAM, 0, odd(i), &8u32.to_be_bytes()));
-    // The agent has to reset what breaks a rule: "MadeYouReset".
-    let zero =
-        move |i: u32| both(call_headers(odd(i), &[]), frame(WINDOW_UPDATE, 0, odd(i), &0u32.to_be_bytes()));
-    let most = 0x7fff_ffffu32.to_be_bytes();
-    let over = move |i: u32| both(call_headers(odd(i), &[]), frame(WINDOW_UPDATE, 0, odd(i), &most));
-    let after_end = move |i: u32| {
-        let mut bytes = call_headers(odd(i), &[]);
-        bytes.extend(frame(DATA, 1, odd(i), &[]));
-        bytes.extend(frame(DATA, 0, odd(i), b"more"));
-        bytes
-    };
-    let open_headers = || {
-        let mut bytes = call_headers(1, &[]);
-        bytes[4] = 0; // no END_HEADERS
-        bytes
-    };
-    // Puts 3 KiB into the table, then names it by one byte 8,000 times: 24 MB.
-    let bomb = |i: u32| {
-        let mut bytes = vec![];
-        let mut block = vec![0x40, 1, b'x', 127, 0x81, 0x17]; // 127 + 1 + 23 * 128 = 3,072
-        block.extend([b'h'; 3_072]);
-        block.extend([0x80 | 62; 8_000]);
-        bytes.extend(frame(HEADERS, 4, 2 * i + 1, &block));
-        bytes
-    };
-    let huge = "h".repeat(12_000);
-    let too_large = move |i: u32| call_headers(odd(i), &[("x-huge", &huge)]);
-    type Again<'a> = Box<dyn Fn(u32) -> Vec<u8> + 'a>;
-    let cases: Vec<(&str, Vec<u8>, Again<'_>)> = vec![
-        ("rapid-reset", vec![], Box::new(reset)),
-        ("made-you-reset", vec![], Box::new(zero)),
-        ("stream-overflow", vec![], Box::new(over)),
-        ("data-after-end", vec![], Box::new(after_end)),
-        ("continuation", open_headers(), Box::new(|_| frame(CONTINUATION, 0, 1, &[]))),
-        ("continuation-of-headers", open_headers(), {
-            Box::new(|_| frame(CONTINUATION, 0, 1, &[0, 1, b'x', 1, b'y']))
-        }),
-        ("bomb", vec![], Box::new(bomb)),
-        ("too-large", vec![], Box::new(too_large)),
-        ("overflow", vec![], Box::new(move |_| frame(WINDOW_UPDATE, 0, 0, &most))),
-        ("settings-overflow", subscribed(1), {
-            Box::new(move |_| frame(SETTINGS, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff]))
-        }),
-    ];
-    for (name, once, again) in cases {
+    for Attack { name, once, again } in with_streams() {
         let streams = stage.status().streams;
         let mut raw = attacker(&stage, 65_535).await;
         flood(&mut raw, &once, again).await;

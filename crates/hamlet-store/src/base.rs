@@ -68,6 +68,11 @@ impl Base {
         self.broken.as_ref().is_some_and(|broken| !broken.undo.is_empty())
     }
 
+    /// Whether nothing that was written of the file is known to be lost.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.broken.is_none() && !self.gate.sync_failed()
+    }
+
     /// Closes the file.
     pub(crate) fn close(&mut self) -> Result<(), String> {
         let recovered = self.recover();

@@ -125,7 +125,11 @@ impl Disk for FolderDisk {
 
     fn open(&self) -> io::Result<Option<Box<dyn StorageBackend>>> {
         match OpenOptions::new().read(true).write(true).open(self.file()) {
-            Ok(file) => file_backend(file).map(Some),
+            Ok(file) => {
+                // The name may be seen because a process renamed it and could not sync that.
+                self.sync_folder()?;
+                file_backend(file).map(Some)
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }

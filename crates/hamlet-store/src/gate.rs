@@ -25,7 +25,7 @@ pub const FILE_MAX: u64 = 16 * 1024 * 1024 * 1024;
 const HELD_MAX: u64 = 256 * 1024 * 1024;
 /// Granularity of held writes, in bytes.
 const CHUNK: u64 = 4096;
-/// Step of [`Gate::rewrite`], in bytes.
+/// Step of [`rewrite`], in bytes.
 const REWRITE_STEP: usize = 1024 * 1024;
 
 /// A gate in front of one open file. Clones are the same gate.
@@ -113,21 +113,9 @@ impl Gate {
         self.0.sync_failed.load(Ordering::Acquire)
     }
 
-    /// Writes every byte of the file again and syncs.
-    ///
-    /// After a failed sync the system may have dropped its dirty pages while still showing their
-    /// content; a later sync then succeeds without writing them. Writing them again makes "synced"
-    /// true for what is read.
+    /// Writes every byte of the file again as it is on the disk, whatever is held, and syncs.
     pub(crate) fn rewrite(&self) -> io::Result<()> {
-        let len = self.0.disk.len()?;
-        let mut buffer = vec![0; REWRITE_STEP];
-        let mut at = 0;
-        while at < len {
-            let part = usize::try_from(len - at).unwrap_or(REWRITE_STEP).min(REWRITE_STEP);
-            self.0.disk.read(at, &mut buffer[..part])?;
-            self.0.disk.write(at, &buffer[..part])?;
-            at += part as u64;
-        }
+        rewrite(&*self.0.disk)?;
         self.sync()
     }
 
@@ -145,6 +133,25 @@ impl Gate {
         }
         result
     }
+}
+
+/// Writes every byte of a file again, and its length. To be synced by the caller.
+///
+/// After a failed sync the system may have dropped its dirty pages while still showing their
+/// content; a later sync then succeeds without writing them. Writing them again makes "synced" true
+/// for what is read. Interrupted, it leaves each sector as it was or as it was shown.
+pub(crate) fn rewrite(disk: &dyn StorageBackend) -> io::Result<()> {
+    let len = disk.len()?;
+    disk.set_len(len)?;
+    let mut buffer = vec![0; REWRITE_STEP];
+    let mut at = 0;
+    while at < len {
+        let part = usize::try_from(len - at).unwrap_or(REWRITE_STEP).min(REWRITE_STEP);
+        disk.read(at, &mut buffer[..part])?;
+        disk.write(at, &buffer[..part])?;
+        at += part as u64;
+    }
+    Ok(())
 }
 
 fn too_large() -> io::Error {

@@ -31,6 +31,8 @@ pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// can't harm the record before it.
 const SECTOR: usize = 512;
 const MAGIC: [u8; 4] = *b"HJL1";
+/// What the first sector begins with while the store is closed in order. No record does.
+const CLOSED: [u8; 4] = *b"HJLC";
 const CHECKSUM: std::ops::Range<usize> = 32..40;
 const HEAD: usize = 40;
 /// Bytes of a change beside its key and value, at most.
@@ -94,6 +96,26 @@ pub(crate) fn fill(bytes: &dyn StorageBackend, segment_bytes: u64) -> io::Result
         at += part as u64;
     }
     bytes.sync_data()
+}
+
+/// Takes the note away that the store was closed in order, durably, and says whether there was one.
+/// Without it nothing says that what is read of the store's files is on the disk: the system shows
+/// what a failed sync has dropped until it needs the memory.
+///
+/// # Errors
+/// Of the disk; then nothing may be written.
+pub(crate) fn take_closed(bytes: &dyn StorageBackend) -> io::Result<bool> {
+    let mut first = [0; SECTOR];
+    if bytes.len()? < SECTOR as u64 {
+        return Ok(false);
+    }
+    bytes.read(0, &mut first)?;
+    if first[..CLOSED.len()] != CLOSED {
+        return Ok(false);
+    }
+    bytes.write(0, &[0; SECTOR])?;
+    bytes.sync_data()?;
+    Ok(true)
 }
 
 /// The journal while it is written.
@@ -168,6 +190,14 @@ impl Journal {
         self.write_here(&vec![0; len as usize])?;
         self.spoiled = None;
         Ok(())
+    }
+
+    /// Notes that all that was written of the store is durable and nothing will be written any more.
+    /// Needs no sync: after a loss of power what is read is what is there, with or without the note.
+    pub(crate) fn note_closed(&self) -> io::Result<()> {
+        let mut first = [0; SECTOR];
+        first[..CLOSED.len()].copy_from_slice(&CLOSED);
+        self.bytes.write(0, &first)
     }
 
     /// Goes on at the start of the other segment. All that is in it must be in the database.

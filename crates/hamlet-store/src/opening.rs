@@ -17,7 +17,7 @@ use crate::damage::{DamageReport, SetAside};
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::frame::Flaw;
-use crate::gate::Gate;
+use crate::gate::{self, Gate};
 use crate::health::Meter;
 use crate::journal::{self, Journal, Mark, Replayed};
 use crate::store::StoreOptions;
@@ -88,6 +88,8 @@ pub(crate) struct Sound {
     pub(crate) database: Database,
     pub(crate) gate: Gate,
     pub(crate) schema: u32,
+    /// Whether the database says that it has all of its journal.
+    pub(crate) whole: bool,
     pub(crate) replayed: Replayed,
     /// All that is kept, with the journal's changes.
     pub(crate) loaded: Loaded,
@@ -141,7 +143,10 @@ pub(crate) fn judge(
     let loaded = guarded(|| tables::load(&database.begin_read()?, &replayed.layer));
     fault_of(&gate, place)?;
     match loaded {
-        Ok(loaded) => Ok(Judged::Sound(Box::new(Sound { database, gate, schema, replayed, loaded }))),
+        Ok(loaded) => {
+            let whole = mark.is_none();
+            Ok(Judged::Sound(Box::new(Sound { database, gate, schema, whole, replayed, loaded })))
+        }
         Err(failure) => {
             discard(database);
             Ok(Judged::Damaged { reason: failure.to_string() })
@@ -216,8 +221,8 @@ pub(crate) fn open(disk: &dyn Disk, meter: &Arc<Meter>, options: &StoreOptions) 
     adopt(disk, meter, options, sound)
 }
 
-/// Makes a sound file the store: brings it up to date with its journal, and moves what is damaged
-/// out of the way.
+/// Makes a sound file the store: makes durable what was read of it, brings it up to date with its
+/// journal, and moves what is damaged out of the way.
 fn adopt(
     disk: &dyn Disk,
     meter: &Arc<Meter>,
@@ -226,11 +231,21 @@ fn adopt(
 ) -> Result<Ready, OpenError> {
     let place = disk.place();
     let system = |e| OpenError::system(&place, e);
-    let Sound { database, gate, schema, replayed, loaded } = sound;
+    let Sound { database, gate, schema, whole, replayed, loaded } = sound;
+    let bytes = disk.journal().map_err(system)?;
+    // The note is taken in any case: it is true of the moment of closing only.
+    let closed = journal::take_closed(&*bytes).map_err(system)?;
+    let mark = fresh_mark(options);
+    let filled = journal::is_filled(&*bytes, mark.segment_bytes).map_err(system)?;
+    if !(closed && whole) {
+        // The process before may have ended after a failed sync, with the machine still up.
+        if filled {
+            gate::rewrite(&*bytes).and_then(|()| bytes.sync_data()).map_err(system)?;
+        }
+        gate.rewrite().map_err(system)?;
+    }
     gate.release().map_err(system)?;
     let mut damage = loaded.report();
-    let mark = fresh_mark(options);
-    let filled = journal::is_filled(&*disk.journal().map_err(system)?, mark.segment_bytes).map_err(system)?;
     let keep = filled && replayed.damage.is_none();
     // What the journal holds must be in the file before the journal is changed or moved away.
     transact(&database, &gate, &place, |txn| {
@@ -248,7 +263,7 @@ fn adopt(
         damage.get_or_insert_default().journal = Some(SetAside { name, reason });
     }
     let journal = if keep {
-        Journal::new(disk.journal().map_err(system)?, mark, meter.clone())
+        Journal::new(bytes, mark, meter.clone())
     } else {
         begin(disk, meter, mark, &database, &gate)?
     };
@@ -289,9 +304,8 @@ fn begin(
     let place = disk.place();
     let system = |e| OpenError::system(&place, e);
     let bytes = disk.journal().map_err(system)?;
-    if !journal::is_filled(&*bytes, mark.segment_bytes).map_err(system)? {
-        journal::fill(&*bytes, mark.segment_bytes).map_err(system)?;
-    }
+    // Also if it has its size: nothing says that the disk knows of it.
+    journal::fill(&*bytes, mark.segment_bytes).map_err(system)?;
     // Only now the database says that there is a journal to be read.
     transact(database, gate, &place, |txn| tables::write_mark(txn, Some(mark)))?;
     Ok(Journal::new(bytes, mark, meter.clone()))

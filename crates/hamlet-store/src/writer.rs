@@ -189,6 +189,10 @@ impl Writer {
         let written = settled.and_then(|()| base.checkpoint(&layer, None));
         let closed = base.close();
         let outcome = written.and(closed);
+        if outcome.is_ok() && base.is_durable() {
+            // Without the note the next start writes all of it once more: that costs time only.
+            let _ = self.journal.note_closed();
+        }
         drop(base);
         outcome.map_err(|message| CommitError { message })
     }

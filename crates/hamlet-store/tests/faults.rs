@@ -366,3 +366,81 @@ fn a_disk_that_fails_while_opening_is_an_error_and_the_file_stays() {
         assert_eq!(disk.open_store().peers[&peer("acme")].records["k"], record(1));
     }
 }
+
+/// Every operation of a run fails once, a sync drops what it should have made durable, and there the
+/// process ends: the next one reads what the system still shows, and only then the power fails.
+#[test]
+fn what_a_failed_sync_dropped_before_the_process_ended_is_durable_before_the_next_one_builds_on_it() {
+    // With a thread of its own the store does the same, but not in the same order in every run.
+    for (open, step, least) in [(WAYS[1], 1, 10), (WAYS[0], 7, 2)] {
+        let whole = SimDisk::default();
+        assert!(work(&whole, open).iter().all(|ok| *ok));
+        let (mut lied, mut ended) = (0, 0);
+        for at in (1..=whole.operations()).step_by(step) {
+            let disk = SimDisk::default();
+            disk.faults(|faults| (faults.fails_at, faults.process_ends_at) = (Some(at), Some(at + 1)));
+            let acknowledged = work(&disk, open);
+            ended += u64::from(acknowledged.iter().any(|ok| !*ok));
+            let next = disk.restarted();
+            lied += u64::from(next.lies());
+            // The power may fail while it starts ...
+            for cut in 1..4 {
+                let starting = disk.restarted();
+                starting.faults(|faults| faults.power_fails_at = Some(cut * 2 + at % 7));
+                let _ = starting.try_open(small());
+                survived(&starting.after_power_cut(at + cut), &acknowledged, &format!("{at}, starting"));
+            }
+            // ... as soon as it has started ...
+            let opened = next.open_store();
+            assert_eq!(opened.damage, None, "{at}");
+            assert!(!next.lies(), "{at}: what is read is not what is durable");
+            for seed in 0..3 {
+                survived(&next.after_power_cut(seed), &acknowledged, &format!("{at}, started"));
+            }
+            // ... or after it has written down so much that the database has other pages.
+            let commit = |n: u64| wait(opened.store.commit(vec![put("zoo", format!("k{}", n % 8), n)]));
+            (0..40).for_each(|n| commit(n).unwrap());
+            for seed in 0..3 {
+                let after = next.after_power_cut(seed);
+                survived(&after, &acknowledged, &format!("{at}, later"));
+                let records = &after.open_store().peers[&peer("zoo")].records;
+                assert!((32..40).all(|n| records[&format!("k{}", n % 8)] == record(n)), "{at}");
+            }
+        }
+        assert!(lied > least && ended > 2 * least, "{lied} lies, {ended} runs that ended early");
+    }
+}
+
+#[test]
+fn a_store_that_was_closed_in_order_is_not_written_again_and_any_other_is() {
+    let filled = || {
+        let disk = SimDisk::default();
+        let options = StoreOptions { journal_segment_bytes: 1024 * 1024, ..StoreOptions::default() };
+        (disk.clone(), options.clone(), Store::open_inline(Arc::new(disk), options).unwrap().store)
+    };
+    let start = |disk: &SimDisk, options: &StoreOptions| {
+        let disk = disk.restarted();
+        let opened = Store::open_inline(Arc::new(disk.clone()), options.clone()).unwrap();
+        assert_eq!((opened.damage, opened.peers[&peer("acme")].records.len()), (None, 500));
+        disk.bytes_written()
+    };
+    let all = || (0..500).map(|n| put("acme", format!("k{n:03}"), n)).collect::<Vec<_>>();
+    let (disk, options, store) = filled();
+    store.commit(all()).now_or_never().unwrap().unwrap();
+    let size = |disk: &SimDisk| (disk.seen().file.len() + disk.seen().journal.len()) as u64;
+    let unclosed = start(&disk, &options);
+    assert!(unclosed > size(&disk), "{unclosed}");
+    store.close().unwrap();
+    let closed = start(&disk, &options);
+    assert!(closed < size(&disk) / 4, "{closed} of {}", size(&disk));
+    // The note is for one start: if that one doesn't close, the next writes all again.
+    let second = disk.restarted();
+    std::mem::forget(Store::open_inline(Arc::new(second.clone()), options.clone()).unwrap());
+    assert!(start(&second, &options) > size(&disk));
+    // What could not be closed doesn't claim to be.
+    let (disk, options, store) = filled();
+    store.commit(all()).now_or_never().unwrap().unwrap();
+    disk.faults(|faults| (faults.sync, faults.spare_journal) = (Some(ErrorKind::Other), true));
+    assert!(store.close().is_err());
+    assert!(start(&disk, &options) > size(&disk));
+}

@@ -4,8 +4,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use hamlet::config::{Loaded, Problems, Severity, SourceFile, load, load_sources, schema, validate_command};
+use hamlet::config::{
+    Loaded, Problems, Resync, Severity, SourceFile, load, load_sources, schema, validate_command,
+};
+use hamlet_core::settle::PASSES_APART;
 use proptest::prelude::*;
 
 /// The environment is read here only; a test may ask to be told the truth anew.
@@ -204,6 +208,7 @@ fn a_loaded_configuration_has_what_was_written_and_the_defaults() {
     assert!(peer.publish && peer.import && !peer.paused);
     assert_eq!((mesh.brake.percent, mesh.brake.floor), (30, 10));
     assert_eq!((mesh.brake.wait, peer.window), (hamlet_core::brake::BRAKE_WAIT, 1));
+    assert_eq!(peer.resync, Resync::Every(hamlet_protocol::importer::RESYNC_EVERY));
     let import = config.imports.values().next().unwrap();
     assert_eq!(import.rules.sans, peer.gateway_ids);
     let service = &config.services[0];
@@ -336,6 +341,24 @@ fn problems_beyond_the_limit_are_counted() {
     assert_eq!(problems.list.len(), 1000);
     assert!(problems.more >= 2000);
     assert!(problems.to_string().ends_with(&format!("and {} more", problems.more)));
+}
+
+#[test]
+fn a_peer_is_asked_for_everything_as_often_as_written_or_never() {
+    let with = |value: &str| load_text(base_text().replace("holdTime: 1h", &format!("resync: {value}")));
+    for (text, expected) in [
+        ("never", Resync::Never),
+        ("6h", Resync::Every(Duration::from_secs(6 * 3600))),
+        ("5m", Resync::Every(PASSES_APART)),
+    ] {
+        assert_eq!(with(text).unwrap().config.peers.values().next().unwrap().resync, expected);
+    }
+    for text in ["0s", "0", "4m", "1", "Never", "-1h"] {
+        let problems = with(text).unwrap_err();
+        let said = problems.to_string();
+        assert!(problems.errors().count() == 1 && said.contains("resync"), "{text}: {said}");
+        assert!(said.contains("write a time of 5m or more such as 1h, or never"), "{text}: {said}");
+    }
 }
 
 #[test]

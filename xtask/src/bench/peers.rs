@@ -40,7 +40,7 @@ impl Peers {
             match build_go() {
                 Ok(go) => {
                     let version = version_of(Command::new("go").arg("version"));
-                    ground.peers.push(format!("Go peer (bench/go), {version}"));
+                    ground.peers.push(format!("Go peer (interop/go), {version}"));
                     peers.go = Some(go);
                 }
                 Err(why) => ground.check(false, || format!("no Go peer to compare with: {why:#}")),
@@ -83,7 +83,7 @@ impl Peers {
     ) -> anyhow::Result<End> {
         let go = self.go.as_ref().context("there is no Go peer")?;
         let mut command = Command::new(go);
-        command.arg(role).arg("--folder").arg(folder).args(arguments);
+        command.arg(format!("bench-{role}")).arg("--folder").arg(folder).args(arguments);
         End::spawn(&format!("Go {role}"), command, cpu)
     }
 }
@@ -97,10 +97,10 @@ fn build_go() -> anyhow::Result<PathBuf> {
     let peer = tree::workspace()?.target_directory.join("bench-go-peer");
     let mut command = Command::new("go");
     command.args(["build", "-trimpath", "-o"]).arg(&peer).arg(".");
-    let output = command.current_dir(tree::root().join("bench/go")).output();
+    let output = command.current_dir(tree::root().join("interop/go")).output();
     let output = output.context("`go` doesn't start; install Go, or say --without-go")?;
     if !output.status.success() {
-        bail!("go build in bench/go failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("go build in interop/go failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(peer)
 }

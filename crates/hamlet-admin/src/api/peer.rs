@@ -60,6 +60,8 @@ pub enum StallKind {
     Unanswered,
     /// Something of ours that the connection doesn't take: the peer doesn't read.
     Unwritten,
+    /// Anything of ours: the peer takes no data at all.
+    Untaken,
     /// A change that we could send, and don't.
     Unsent,
     /// Changes that the peer has, and that no proof of ours covers.
@@ -70,9 +72,10 @@ pub enum StallKind {
 
 impl StallKind {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [StallKind; 5] = [
+    pub const ALL: [StallKind; 6] = [
         StallKind::Unanswered,
         StallKind::Unwritten,
+        StallKind::Untaken,
         StallKind::Unsent,
         StallKind::Unproven,
         StallKind::Uncommitted,
@@ -83,6 +86,7 @@ impl StallKind {
         match self {
             StallKind::Unanswered => "unanswered",
             StallKind::Unwritten => "unwritten",
+            StallKind::Untaken => "untaken",
             StallKind::Unsent => "unsent",
             StallKind::Unproven => "unproven",
             StallKind::Uncommitted => "uncommitted",
@@ -92,7 +96,7 @@ impl StallKind {
     /// Which way it stands.
     pub fn flow(self) -> Flow {
         match self {
-            StallKind::Unanswered | StallKind::Unsent => Flow::Publish,
+            StallKind::Unanswered | StallKind::Untaken | StallKind::Unsent => Flow::Publish,
             StallKind::Unwritten | StallKind::Unproven | StallKind::Uncommitted => Flow::Import,
         }
     }
@@ -102,6 +106,7 @@ impl StallKind {
         match self {
             StallKind::Unanswered => "the peer has left a change unanswered for",
             StallKind::Unwritten => "the peer has taken none of our answers for",
+            StallKind::Untaken => "the peer takes no data, and has not for",
             StallKind::Unsent => "a change of ours has waited to be sent for",
             StallKind::Unproven => "the peer has had changes that we can't prove to hold for",
             StallKind::Uncommitted => "our store has not taken the peer's changes for",

@@ -169,7 +169,6 @@ impl Model {
         let deleted_later = later.clone().any(|r| r.value.is_none());
         let seen = way.visible.get(&key).copied();
         if let Some(wanted) = wanted
-            && !way.seen_expired
             && !deleted_later
             && (way.policy.takes_aliens || !way.was_alien(&key, wanted))
             && seen.is_none_or(|seen| seen < wanted)

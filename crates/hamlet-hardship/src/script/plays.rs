@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{
-    Shape, Stage, any_service, broken, change, change_something, create, foreign_stall, happened, heal_disk,
-    trouble,
+    Shape, Stage, any_service, broken, change, change_something, create, foreign_stall, happened, trouble,
 };
+use crate::outage::heal_disk;
 use crate::truth::Key;
 use crate::world::{Net, Sim, pair};
 

@@ -4,6 +4,7 @@
 //! dialect's own module. `2` means UPDATE in v1alpha1 and DELETE in v1alpha2: two modules, one
 //! meaning.
 
+pub(crate) mod codec;
 pub mod offered;
 pub mod service;
 pub mod translate;
@@ -74,12 +75,6 @@ impl fmt::Display for Dialect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-/// The codecs' buffers: small ones, because most streams are idle most of the time, and the size
-/// at which what was written goes to HTTP/2.
-fn buffers() -> tonic::codec::BufferSettings {
-    tonic::codec::BufferSettings::new(1024, 32 * 1024)
 }
 
 /// What one message from the peer holds, the response first: it is handled first.

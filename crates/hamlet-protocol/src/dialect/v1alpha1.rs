@@ -10,8 +10,8 @@ use hamlet_core::{Rejection, RejectionCode};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
+use super::codec::Wire;
 use super::translate::{TYPE_URL, up};
 use super::v1alpha2::{field_len, put_field, put_header, status};
 use super::{Dialect, Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing};
@@ -29,7 +29,7 @@ pub enum End {
     Owner,
 }
 
-/// The codec of one stream.
+/// The messages of one stream.
 #[derive(Debug, Clone, Copy)]
 pub struct V1Codec {
     /// Which end we are.
@@ -38,44 +38,13 @@ pub struct V1Codec {
     pub message_bytes: usize,
 }
 
-impl Codec for V1Codec {
-    type Encode = Outgoing;
-    type Decode = Incoming;
-    type Encoder = V1Codec;
-    type Decoder = V1Codec;
-
-    fn encoder(&mut self) -> V1Codec {
-        *self
-    }
-    fn decoder(&mut self) -> V1Codec {
-        *self
-    }
-}
-
-impl Encoder for V1Codec {
-    type Item = Outgoing;
-    type Error = Status;
-
-    fn encode(&mut self, item: Outgoing, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        self.write(&item, dst);
-        Ok(())
+impl Wire for V1Codec {
+    fn put(&self, item: &Outgoing, dst: &mut impl BufMut) {
+        self.write(item, dst);
     }
 
-    fn buffer_settings(&self) -> BufferSettings {
-        super::buffers()
-    }
-}
-
-impl Decoder for V1Codec {
-    type Item = Incoming;
-    type Error = Status;
-
-    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
-        self.read(src).map(Some)
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        super::buffers()
+    fn take(&self, src: impl Buf) -> Result<Incoming, Status> {
+        self.read(src)
     }
 }
 

@@ -10,8 +10,8 @@ use hamlet_core::{Rejection, RejectionCode};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
+use super::codec::Wire;
 use super::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
 use crate::wire::federation::resourcediscovery::v1alpha2 as pb;
 use crate::wire::google::protobuf::Any;
@@ -26,7 +26,7 @@ const ERROR_DOMAIN: &str = "hamlet.dev";
 const ENTRY: u32 = 1001;
 const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 
-/// The codec of one stream; it knows what every message of the stream repeats.
+/// The messages of one stream; it knows what every message of the stream repeats.
 #[derive(Debug, Clone)]
 pub struct V2Codec {
     /// The stream's resource type.
@@ -37,44 +37,13 @@ pub struct V2Codec {
     pub message_bytes: usize,
 }
 
-impl Codec for V2Codec {
-    type Encode = Outgoing;
-    type Decode = Incoming;
-    type Encoder = V2Codec;
-    type Decoder = V2Codec;
-
-    fn encoder(&mut self) -> V2Codec {
-        self.clone()
-    }
-    fn decoder(&mut self) -> V2Codec {
-        self.clone()
-    }
-}
-
-impl Encoder for V2Codec {
-    type Item = Outgoing;
-    type Error = Status;
-
-    fn encode(&mut self, item: Outgoing, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        self.write(&item, dst);
-        Ok(())
+impl Wire for V2Codec {
+    fn put(&self, item: &Outgoing, dst: &mut impl BufMut) {
+        self.write(item, dst);
     }
 
-    fn buffer_settings(&self) -> BufferSettings {
-        super::buffers()
-    }
-}
-
-impl Decoder for V2Codec {
-    type Item = Incoming;
-    type Error = Status;
-
-    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
-        read(src, self.message_bytes).map(Some)
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        super::buffers()
+    fn take(&self, src: impl Buf) -> Result<Incoming, Status> {
+        read(src, self.message_bytes)
     }
 }
 

@@ -57,8 +57,10 @@ pub struct LinkStatus {
     pub counts: ImportCounts,
     /// Refused services: key, rule and message, whether an older version is in force.
     pub refused: Vec<(String, String, bool)>,
-    /// Whether the hold time ended without the peer.
+    /// Whether the hold time ended without the peer, and no proof came since.
     pub expired: bool,
+    /// How many services readers see: after the hold time only what the owner has said again.
+    pub shown: u64,
     /// Hold time left while the peer is away; `None` for ever, or while it is there.
     pub hold_left: Option<Duration>,
     /// The active stream's consumer role.
@@ -119,7 +121,7 @@ impl<J: LinkJudge> Link<J> {
             let slot = self.slot.lock();
             (slot.connection.clone(), slot.since, slot.last_error.clone(), slot.attempts)
         };
-        let (counts, refused, expired, withheld, guard_end) = {
+        let (counts, refused, (expired, shown), withheld, guard_end) = {
             let slice = self.state.slice.lock();
             let refused = slice.refused().take(1_000).map(|(k, r, older)| {
                 (one_line(k, KEY_SHOWN), dialect.in_its_words(r.clone()).to_string(), older)
@@ -127,7 +129,8 @@ impl<J: LinkJudge> Link<J> {
             let refused = refused.collect();
             let withheld: Vec<String> = slice.withheld().take(1_000).map(|(k, _)| k.to_string()).collect();
             let guard_end = slice.withheld().map(|(_, until)| until).min();
-            (slice.counts(), refused, slice.is_expired(), withheld, guard_end)
+            let hold = (slice.is_expired(), slice.shown());
+            (slice.counts(), refused, hold, withheld, guard_end)
         };
         let hold = config.import.as_ref().and_then(|i| i.hold);
         let down = Duration::from_millis(self.state.down_ms.load(Ordering::Relaxed));
@@ -146,6 +149,7 @@ impl<J: LinkJudge> Link<J> {
             counts,
             refused,
             expired,
+            shown,
             hold_left: hold.filter(|_| cell.is_none() && counts.in_force > 0).map(|h| h.saturating_sub(down)),
             consumer: None,
             committing: self.state.committing.lock().map(|at| now.saturating_sub(at)),

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod agent;
+pub mod attacks;
 pub mod go;
 pub mod raw;
 pub mod stage;

@@ -104,9 +104,12 @@ pub(crate) struct Faults {
     pub(crate) fails_at: Option<u64>,
     /// The power fails at this operation (write, resize or sync, counted from one).
     pub(crate) power_fails_at: Option<u64>,
+    /// The process ends before this operation, with the machine still up. From then on nothing gets
+    /// to the disk until [`SimDisk::restarted`].
+    pub(crate) process_ends_at: Option<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     files: BTreeMap<u64, SimFile>,
     current: Option<u64>,
@@ -116,6 +119,7 @@ struct State {
     journal_aside: u64,
     faults: Faults,
     operations: u64,
+    written: u64,
     dark: bool,
 }
 
@@ -179,6 +183,11 @@ impl SimDisk {
         self.state.lock().operations
     }
 
+    /// Number of bytes written so far.
+    pub(crate) fn bytes_written(&self) -> u64 {
+        self.state.lock().written
+    }
+
     /// What a reader of the present files sees.
     pub(crate) fn seen(&self) -> Image {
         let state = self.state.lock();
@@ -201,6 +210,22 @@ impl SimDisk {
     pub(crate) fn set_aside_count(&self) -> (u64, u64) {
         let state = self.state.lock();
         (state.aside, state.journal_aside)
+    }
+
+    /// The disk as the next process finds it when this one has ended and the machine has not: what
+    /// was not synced is still seen and still to be written, but what failed syncs have dropped is
+    /// only seen. Nothing is wrong with it.
+    pub(crate) fn restarted(&self) -> SimDisk {
+        let state = self.state.lock().clone();
+        let state = State { faults: Faults::default(), dark: false, operations: 0, written: 0, ..state };
+        SimDisk { state: Arc::new(Mutex::new(state)), wake: Arc::default() }
+    }
+
+    /// Bytes of the store and the journal that reads show and that a loss of power would take.
+    pub(crate) fn lies(&self) -> bool {
+        let state = self.state.lock();
+        let files = state.current.into_iter().chain(state.journal).map(|id| &state.files[&id]);
+        files.into_iter().any(|file| file.pending.is_empty() && file.seen != file.durable)
     }
 
     /// The disk after a loss of power now: all that was synced, and of the rest any part of any
@@ -245,7 +270,7 @@ impl SimFile {
 }
 
 fn dark() -> io::Error {
-    io::Error::other("the power is off")
+    io::Error::other("nothing gets to the disk any more")
 }
 
 impl State {
@@ -253,6 +278,10 @@ impl State {
         self.operations += 1;
         if self.faults.power_fails_at == Some(self.operations) {
             self.dark = true;
+        }
+        if self.faults.process_ends_at.is_some_and(|end| self.operations >= end) {
+            self.dark = true;
+            return Err(dark());
         }
         if self.faults.fails_at == Some(self.operations) {
             return Err(io::Error::other("a passing fault"));
@@ -393,6 +422,7 @@ impl StorageBackend for SimHandle {
         if let Some(kind) = state.faults.write.filter(|_| state.hits(self.id)) {
             return Err(kind.into());
         }
+        state.written += data.len() as u64;
         let file = state.file(self.id);
         write_to(&mut file.seen, offset, data);
         file.pending.push(Pending::Write(offset, data.to_vec()));

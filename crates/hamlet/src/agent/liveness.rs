@@ -149,7 +149,7 @@ pub(super) fn import_progress(l: &LinkStatus) -> ImportProgress {
         l.refused.iter().take(REFUSED_SHOWN).map(|(k, text, older)| refusal(k, text, *older)).collect();
     ImportProgress {
         heard: l.counts.heard,
-        in_force: if l.expired { 0 } else { l.counts.in_force },
+        in_force: l.shown,
         refused_total: l.counts.refused,
         refused,
         older_in_force: l.counts.older_in_force,
@@ -173,6 +173,7 @@ fn stalls(l: &LinkStatus) -> Vec<StallStatus> {
         let (what, age) = match *stall {
             Stall::Unanswered(age) => (StallKind::Unanswered, age),
             Stall::Unwritten(age) => (StallKind::Unwritten, age),
+            Stall::Untaken(age) => (StallKind::Untaken, age),
             Stall::Unsent(age) => (StallKind::Unsent, age),
             Stall::Unproven(age) => (StallKind::Unproven, age),
             Stall::Uncommitted(age) => (StallKind::Uncommitted, age),
@@ -406,6 +407,7 @@ mod tests {
             counts: ImportCounts::default(),
             refused: vec![],
             expired: false,
+            shown: 0,
             hold_left: None,
             consumer: Some(ConsumerSession::new("t").stats()),
             committing: None,
@@ -481,6 +483,7 @@ mod tests {
     fn what_makes_no_progress_outweighs_a_proof_and_is_gone_with_the_stream() {
         for (stall, text) in [
             (Stall::Unanswered(T(31)), "stalled: publish: the peer has left a change unanswered for 31s"),
+            (Stall::Untaken(T(31)), "stalled: publish: the peer takes no data, and has not for 31s"),
             (Stall::Unsent(T(32)), "stalled: publish: a change of ours has waited to be sent for 32s"),
             (Stall::Unwritten(T(33)), "stalled: import: the peer has taken none of our answers for 33s"),
             (

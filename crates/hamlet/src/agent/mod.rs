@@ -38,7 +38,11 @@ const FORCE: Duration = Duration::from_secs(2);
 
 /// Runs the agent until it is told to stop.
 pub fn run(options: &AgentOptions) -> anyhow::Result<ExitCode> {
-    let clock = SystemClock::shared();
+    run_by(options, SystemClock::shared())
+}
+
+/// The same by any clock, for tests that can't wait.
+pub fn run_by(options: &AgentOptions, clock: Arc<dyn Clock>) -> anyhow::Result<ExitCode> {
     let (snapshot, loaded) = read(&options.config)?;
     start_logging(options, &loaded);
     for warning in &loaded.warnings {

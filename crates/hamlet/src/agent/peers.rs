@@ -7,12 +7,11 @@ use hamlet_core::PeerName;
 use hamlet_identity::{PeerTrust, TrustBundle, TrustTable};
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::{Dialect, Secret};
-use hamlet_protocol::importer::ImportSettings;
-use hamlet_protocol::importer::RESYNC_EVERY;
+use hamlet_protocol::importer::{COMMIT_DEADLINE, ImportSettings};
 use hamlet_protocol::link::{Link, LinkConfig};
 
 use super::Agent;
-use crate::config::{Config, Extensions, HoldTime, PeerConfig, Version};
+use crate::config::{Config, Extensions, HoldTime, PeerConfig, Resync, Version};
 
 /// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
 /// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
@@ -78,7 +77,10 @@ impl Agent {
                 rules,
                 limits: peer.limits,
                 guard: peer.guard,
-                resync: Some(RESYNC_EVERY),
+                resync: match peer.resync {
+                    Resync::Every(every) => Some(every),
+                    Resync::Never => None,
+                },
                 hold: match peer.hold_time {
                     HoldTime::For(hold) => Some(hold),
                     HoldTime::Forever => None,
@@ -97,8 +99,13 @@ impl Agent {
         for peer in unknown {
             use hamlet_core::durable::ImportStore;
             tracing::info!(%peer, "forgetting the imports of a peer that is configured no more");
-            if let Err(error) = self.store.forget_peer(&peer).await {
-                tracing::error!(%peer, %error, "could not forget a removed peer's imports");
+            // In its place by the order of the store already; a disk that hangs must not keep us from starting.
+            match tokio::time::timeout(COMMIT_DEADLINE, self.store.forget_peer(&peer)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%peer, %error, "could not forget a removed peer's imports"),
+                Err(_) => {
+                    tracing::error!(%peer, "the disk does not take that a removed peer's imports are gone")
+                }
             }
         }
     }

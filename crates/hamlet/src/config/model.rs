@@ -245,6 +245,8 @@ pub struct PeerConfig {
     pub context: Option<SecretFile>,
     /// How long its services outlive it.
     pub hold_time: HoldTime,
+    /// How often it is asked for its whole state if it can't prove it.
+    pub resync: Resync,
     /// The brake on mass withdrawals.
     pub guard: GuardSettings,
     /// Quotas and the refused hold; the mesh's limits where the peer has none of its own.
@@ -267,6 +269,15 @@ pub enum HoldTime {
     For(Duration),
     /// Until a person says otherwise.
     Forever,
+}
+
+/// How often an owner that can't prove what it offers is asked for its whole state again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resync {
+    /// This often; at least the 5 minutes that have to lie between two states that are compared.
+    Every(Duration),
+    /// Not without a reason.
+    Never,
 }
 
 /// Which version of the protocol is spoken with a peer.

@@ -15,7 +15,7 @@ use hamlet_core::{
     TrustDomain,
 };
 
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Version};
+use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Resync, Version};
 use super::problem::Mark;
 use super::scalar::{Advertised, Backend, Bytes, Listen, MessageBytes, Pool, Positive, Scalar, Ttl};
 use super::schema::{METADATA, Need, Object, Shape};
@@ -335,6 +335,7 @@ pub(super) struct Peer {
     pub(super) import: Option<bool>,
     pub(super) context: Option<At<PathBuf>>,
     pub(super) hold_time: Option<HoldTime>,
+    pub(super) resync: Option<Resync>,
     pub(super) refused_hold: Option<Duration>,
     pub(super) guard_percent: Option<u64>,
     pub(super) guard_floor: Option<u64>,
@@ -362,6 +363,7 @@ impl Peer {
             import: spec.value("import"),
             context: spec.inner("context").get("file"),
             hold_time: spec.value("holdTime"),
+            resync: spec.value("resync"),
             refused_hold: spec.value("refusedHold"),
             guard_percent: guard.value("percent"),
             guard_floor: guard.value("floor"),

@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hamlet_core::service::limits;
+use hamlet_core::settle::PASSES_APART;
 use hamlet_core::{
     AddressRange, CallerForm, DnsLabel, EndpointAddress, Fqdn, NameSuffix, PortRange, Protocol, ServiceName,
     SpiffeId, TrustDomain,
 };
 
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Version};
+use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Resync, Version};
 
 /// A kind of text: what it is called, what is right, and how to put it right.
 #[derive(Debug)]
@@ -247,6 +248,21 @@ impl Scalar for HoldTime {
     }
 }
 
+impl Scalar for Resync {
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Resync::Never);
+        }
+        match if text == "0" { Ok(Duration::ZERO) } else { Duration::read(text) }? {
+            Duration::ZERO => Err("zero says neither how often nor that it is off".into()),
+            some if some < PASSES_APART => {
+                Err("two states of an owner are compared only if they lie 5m or more apart".into())
+            }
+            some => Ok(Resync::Every(some)),
+        }
+    }
+}
+
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bytes(pub u64);
@@ -413,6 +429,9 @@ formats! {
     HOLD_TIME: "hold time", "A duration that isn't zero, or `forever`.",
         Some("^(forever|[0-9]+(ms|s|m|h|d))$"), true, check::<HoldTime>,
         "write a time such as 1h, or forever";
+    RESYNC: "resynchronisation", "A duration of `5m` or more, or `never`.",
+        Some("^(never|[0-9]+(ms|s|m|h|d))$"), true, check::<Resync>,
+        "write a time of 5m or more such as 1h, or never";
     BYTES: "size", "A whole number of bytes, with the unit `KiB`, `MiB` or `GiB` or none.",
         Some("^[0-9]+(KiB|MiB|GiB)?$"), true, check::<Bytes>,
         "write a whole number and a unit (KiB, MiB, GiB), for example 64MiB";
@@ -461,6 +480,11 @@ mod tests {
             (&HOLD_TIME, "0", "1h"),
             (&HOLD_TIME, "0h", "forever"),
             (&HOLD_TIME, "Forever", "forever"),
+            (&RESYNC, "0s", "never"),
+            (&RESYNC, "0", "1h"),
+            (&RESYNC, "299s", "300s"),
+            (&RESYNC, "off", "never"),
+            (&RESYNC, "4000d", "3000d"),
             (&BYTES, "64MB", "64MiB"),
             (&BYTES, "0", "1"),
             (&BYTES, "99999999GiB", "1GiB"),

@@ -8,6 +8,9 @@
 #[path = "../two_meshes/addresses.rs"]
 #[allow(dead_code, reason = "shared with the tests of two meshes, which use all of it")]
 mod addresses;
+#[path = "../two_meshes/canaries.rs"]
+#[allow(dead_code, reason = "shared with the tests of two meshes, which use all of it")]
+mod canaries;
 mod foreign;
 mod idle;
 mod meeting;

@@ -141,6 +141,7 @@ impl Check<'_> {
             import: raw.import?,
             context,
             hold_time: raw.hold_time?,
+            resync: raw.resync?,
             guard: GuardSettings {
                 percent: u8::try_from(raw.guard_percent?).ok()?,
                 floor: usize::try_from(raw.guard_floor?).ok()?,

@@ -147,6 +147,13 @@ pub static PEER: Kind = Kind {
                 "24h",
             ),
             field(
+                "resync",
+                Text(&RESYNC),
+                Default("1h"),
+                "How often a peer that is no Hamlet agent, and so can't prove what it offers, is asked for its whole state again. With `never` only when something was left out and a second state has to confirm it.",
+                "6h",
+            ),
+            field(
                 "guard",
                 Shape::Object(&GUARD),
                 Optional,

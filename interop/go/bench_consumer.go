@@ -1,4 +1,4 @@
-// The consumer: like the original client, it keeps what comes in a map (its admission) and answers
+// The bench's consumer: like the original client, it keeps what comes in a map (its admission) and answers
 // with the nonce that came.
 
 package main
@@ -16,12 +16,12 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-func runConsumer(o options) error {
-	pair, err := tls.LoadX509KeyPair(o.file("consumer.pem"), o.file("consumer.key"))
+func runBenchConsumer(args []string) error {
+	o, err := benchFlags("bench-consumer", args)
 	if err != nil {
 		return err
 	}
-	pool, err := roots(o.file("owner-ca.pem"))
+	pair, pool, err := o.identity("consumer", "owner-ca")
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func runConsumer(o options) error {
 	}
 	defer connection.Close()
 	description := &grpc.StreamDesc{StreamName: "EstablishStream", ServerStreams: true, ClientStreams: true}
-	stream, err := connection.NewStream(context.Background(), description, "/"+serviceName+"/EstablishStream")
+	stream, err := connection.NewStream(context.Background(), description, "/"+serviceV1+"/EstablishStream")
 	if err != nil {
 		return err
 	}
@@ -60,12 +60,12 @@ func runConsumer(o options) error {
 		held[s.Id] = s
 		request.ResponseNonce, request.Status = change.Nonce, &status.Status{}
 	}
-	tell(map[string]any{"seconds": time.Since(began).Seconds(), "in_force": len(held)})
+	say(map[string]any{"seconds": time.Since(began).Seconds(), "in_force": len(held)})
 	return commands(func(name string, _ []int64) error {
 		if name != "cost" {
 			return fmt.Errorf("a consumer was told %s", name)
 		}
-		tell(cost())
+		say(cost())
 		return nil
 	})
 }

@@ -1,17 +1,18 @@
-// The Go side of the benches: an owner and a consumer of v1alpha1 built like the original Go
-// library, which the Go module proxy doesn't serve: a goroutine and a channel of 4,096 changes for
-// each consumer, one message in flight, no log lines, on the current gRPC. It speaks to the bench
-// like the ends in xtask/src/bench/ends: commands on standard input, JSON lines on standard output.
+// The two modes of the benches, `bench-owner` and `bench-consumer`: built like the original Go library
+// (a goroutine and a channel of 4,096 changes for each consumer, one message in flight, no log
+// lines), and with nothing for a message that the library doesn't do. They speak to the bench like
+// the ends in xtask/src/bench/ends: commands on standard input, JSON lines on standard output.
 //
-// It is no mesh and keeps nothing.
+// They are no mesh and keep nothing.
 
 package main
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,45 +21,24 @@ import (
 	"syscall"
 )
 
-type options struct {
+// benchOptions are the flags of both modes.
+type benchOptions struct {
 	folder   string
 	address  string
 	services int
 }
 
-func main() {
-	if len(os.Args) < 2 {
-		fail(fmt.Errorf("usage: hamlet-bench owner|consumer --folder FOLDER"))
-	}
-	set := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
-	var o options
+func benchFlags(mode string, args []string) (benchOptions, error) {
+	set := flag.NewFlagSet(mode, flag.ExitOnError)
+	var o benchOptions
 	set.StringVar(&o.folder, "folder", "", "where the certificates are")
 	set.StringVar(&o.address, "address", "", "the owner's address")
 	set.IntVar(&o.services, "services", 0, "how many services")
-	if err := set.Parse(os.Args[2:]); err != nil {
-		fail(err)
-	}
-	var err error
-	switch os.Args[1] {
-	case "owner":
-		err = runOwner(o)
-	case "consumer":
-		err = runConsumer(o)
-	default:
-		err = fmt.Errorf("unknown: %s", os.Args[1])
-	}
-	if err != nil {
-		fail(err)
-	}
+	return o, set.Parse(args)
 }
 
-func fail(err error) {
-	fmt.Fprintln(os.Stderr, "the Go peer:", err)
-	os.Exit(1)
-}
-
-// tell writes one line.
-func tell(line any) {
+// say writes one line.
+func say(line any) {
 	text, err := json.Marshal(line)
 	if err != nil {
 		fail(err)
@@ -89,7 +69,14 @@ func commands(do func(name string, numbers []int64) error) error {
 	return lines.Err()
 }
 
-func (o options) file(name string) string { return filepath.Join(o.folder, name) }
+// identity reads our certificate with its key, and the roots that the peer is verified against.
+func (o benchOptions) identity(name, roots string) (tls.Certificate, *x509.CertPool, error) {
+	file := func(name string) *string {
+		path := filepath.Join(o.folder, name)
+		return &path
+	}
+	return identity{cert: file(name + ".pem"), key: file(name + ".key"), ca: file(roots + ".pem")}.load()
+}
 
 // cost is what this process has cost so far; after a collection, so that garbage doesn't count.
 func cost() map[string]uint64 {

@@ -1,14 +1,12 @@
-// The owner: like the original server, a channel and a goroutine for each consumer, which sends one
+// The bench's owner: like the original server, a channel and a goroutine for each consumer, which sends one
 // message and waits for the next one back. Beyond the channel's length changes are lost.
 
 package main
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -20,21 +18,19 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-const (
-	bufferedChanges = 4096
-	serviceBytes    = 480
-)
+// serviceBytes is the encoded size of a service.
+const serviceBytes = 480
 
-type owner struct {
+type benchOwner struct {
 	mutex     sync.Mutex
 	services  []*FederatedService
 	consumers map[int]chan *StreamResponse
 	next      int
 }
 
-// service is one filled up to serviceBytes by its description, which begins with the marker that
+// benchService is one filled up to serviceBytes by its description, which begins with the marker that
 // the bench's consumers read.
-func service(i int, version int64) *FederatedService {
+func benchService(i int, version int64) *FederatedService {
 	name := fmt.Sprintf("service-%06d", i)
 	s := &FederatedService{
 		Name:        name,
@@ -45,7 +41,7 @@ func service(i int, version int64) *FederatedService {
 		Id:          name + ".owner.example",
 		San:         "spiffe://owner.example/gateway",
 		Protocols:   []string{"HTTP"},
-		Endpoints:   []*Endpoint{{Address: "127.0.0.1", Port: 7444}},
+		Endpoints:   []*Endpoint{newEndpoint("127.0.0.1", 7444)},
 	}
 	if missing := serviceBytes - proto.Size(s); missing > 0 {
 		s.Description += strings.Repeat("x", missing)
@@ -53,7 +49,7 @@ func service(i int, version int64) *FederatedService {
 	return s
 }
 
-func response(s *FederatedService, operation int32) *StreamResponse {
+func benchChange(s *FederatedService, operation int32) *StreamResponse {
 	value, err := proto.Marshal(s)
 	if err != nil {
 		fail(err)
@@ -63,9 +59,9 @@ func response(s *FederatedService, operation int32) *StreamResponse {
 }
 
 // set makes a new version of a service and tells all consumers; a full channel loses it.
-func (o *owner) set(i int, version int64) {
-	s := service(i, version)
-	change := response(s, opUpdate)
+func (o *benchOwner) set(i int, version int64) {
+	s := benchService(i, version)
+	change := benchChange(s, opUpdate)
 	o.mutex.Lock()
 	defer o.mutex.Unlock()
 	o.services[i] = s
@@ -77,7 +73,7 @@ func (o *owner) set(i int, version int64) {
 	}
 }
 
-func (o *owner) subscribe() (int, chan *StreamResponse, error) {
+func (o *benchOwner) subscribe() (int, chan *StreamResponse, error) {
 	o.mutex.Lock()
 	defer o.mutex.Unlock()
 	if len(o.services) > bufferedChanges {
@@ -85,14 +81,14 @@ func (o *owner) subscribe() (int, chan *StreamResponse, error) {
 	}
 	changes := make(chan *StreamResponse, bufferedChanges)
 	for _, s := range o.services {
-		changes <- response(s, opCreate)
+		changes <- benchChange(s, opCreate)
 	}
 	o.next++
 	o.consumers[o.next] = changes
 	return o.next, changes, nil
 }
 
-func (o *owner) serve(stream grpc.ServerStream) error {
+func (o *benchOwner) serve(stream grpc.ServerStream) error {
 	var request StreamRequest
 	if err := stream.RecvMsg(&request); err != nil {
 		return err
@@ -121,7 +117,7 @@ func (o *owner) serve(stream grpc.ServerStream) error {
 	}
 }
 
-func (o *owner) rate(aSecond, millis, from int64) (int64, int64) {
+func (o *benchOwner) rate(aSecond, millis, from int64) (int64, int64) {
 	keys := int64(len(o.services))
 	whole := (aSecond*millis/1000 + keys - 1) / keys * keys
 	version, began := from, time.Now()
@@ -136,12 +132,12 @@ func (o *owner) rate(aSecond, millis, from int64) (int64, int64) {
 	return whole, version
 }
 
-func runOwner(opts options) error {
-	pair, err := tls.LoadX509KeyPair(opts.file("owner-by-name.pem"), opts.file("owner-by-name.key"))
+func runBenchOwner(args []string) error {
+	opts, err := benchFlags("bench-owner", args)
 	if err != nil {
 		return err
 	}
-	pool, err := roots(opts.file("consumer-ca.pem"))
+	pair, pool, err := opts.identity("owner-by-name", "consumer-ca")
 	if err != nil {
 		return err
 	}
@@ -149,18 +145,18 @@ func runOwner(opts options) error {
 	if err != nil {
 		return err
 	}
-	o := &owner{consumers: map[int]chan *StreamResponse{}}
+	o := &benchOwner{consumers: map[int]chan *StreamResponse{}}
 	for i := 0; i < opts.services; i++ {
-		o.services = append(o.services, service(i, 1))
+		o.services = append(o.services, benchService(i, 1))
 	}
 	config := &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(config)),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 40 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: toleratedInterval, PermitWithoutStream: true}),
 	)
 	handler := func(_ any, stream grpc.ServerStream) error { return o.serve(stream) }
 	server.RegisterService(&grpc.ServiceDesc{
-		ServiceName: serviceName,
+		ServiceName: serviceV1,
 		HandlerType: (*any)(nil),
 		Streams:     []grpc.StreamDesc{{StreamName: "EstablishStream", Handler: handler, ServerStreams: true, ClientStreams: true}},
 	}, o)
@@ -169,7 +165,7 @@ func runOwner(opts options) error {
 			fail(err)
 		}
 	}()
-	tell(map[string]any{"address": listener.Addr().String(), "service_bytes": serviceBytes})
+	say(map[string]any{"address": listener.Addr().String(), "service_bytes": serviceBytes})
 	return commands(func(name string, n []int64) error {
 		began := time.Now()
 		switch {
@@ -177,27 +173,15 @@ func runOwner(opts options) error {
 			for i := n[0]; i < n[0]+n[1]; i++ {
 				o.set(int(i), n[2])
 			}
-			tell(map[string]any{"changes": n[1], "version": n[2], "seconds": time.Since(began).Seconds()})
+			say(map[string]any{"changes": n[1], "version": n[2], "seconds": time.Since(began).Seconds()})
 		case name == "rate" && len(n) == 3:
 			changes, version := o.rate(n[0], n[1], n[2])
-			tell(map[string]any{"changes": changes, "version": version, "seconds": time.Since(began).Seconds()})
+			say(map[string]any{"changes": changes, "version": version, "seconds": time.Since(began).Seconds()})
 		case name == "cost":
-			tell(cost())
+			say(cost())
 		default:
 			return fmt.Errorf("an owner was told %s %v", name, n)
 		}
 		return nil
 	})
-}
-
-func roots(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s: no certificate in it", file)
-	}
-	return pool, nil
 }
