@@ -10,8 +10,10 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::import::ImportRules;
 use hamlet_core::imported::{ImportLimits, ImportedSlice};
 use hamlet_core::lease::NameLeases;
-use hamlet_core::{NameSuffix, PeerName, PortRange, SpiffeId, TrustDomain};
+use hamlet_core::{NameSuffix, PeerName, PortRange, Rejection, SpiffeId, TrustDomain};
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
+use hamlet_protocol::dialect::translate::{down, up};
+use hamlet_protocol::dialect::v1alpha1::{End, V1Codec};
 use hamlet_protocol::dialect::v1alpha2::read;
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
 use prost::Message;
@@ -35,7 +37,7 @@ pub(crate) fn rules() -> Arc<ImportRules> {
 
 /// The messages of v1alpha2: a message that is refused for its size says the same of itself as one
 /// that is taken whole.
-pub fn message(input: &[u8]) {
+pub(crate) fn message(input: &[u8]) {
     let whole = read(input, usize::MAX);
     if let Ok(oversized) = read(input, 0)
         && let Ok(whole) = &whole
@@ -52,8 +54,51 @@ pub fn message(input: &[u8]) {
     }
 }
 
+/// The messages of v1alpha1, of the end that the first byte names: a change that is refused for its
+/// size says the same of itself as one that is taken whole.
+pub(crate) fn message_v1(input: &[u8]) {
+    let Some((first, message)) = input.split_first() else { return };
+    let end = if first & 1 == 1 { End::Consumer } else { End::Owner };
+    let read = |message_bytes| V1Codec { end, message_bytes }.read(message);
+    let (Ok(whole), Ok(oversized)) = (read(usize::MAX), read(0)) else {
+        assert!(read(usize::MAX).is_err() && read(0).is_err(), "its size makes it no other message");
+        return;
+    };
+    assert_eq!((whole.bytes, oversized.bytes), (message.len(), message.len()));
+    assert_eq!(whole.request, oversized.request);
+    assert_eq!((whole.offer.is_some(), whole.request.is_some()), (end == End::Consumer, end == End::Owner));
+    let (Some(whole), Some(oversized)) = (whole.offer, oversized.offer) else { return };
+    assert_eq!((&whole.nonce, &whole.resource_url), (&oversized.nonce, &oversized.resource_url));
+    if let Some(refused) = &whole.refused {
+        one_line(refused);
+    }
+    if let Some((_, value)) = whole.resource {
+        service(&value);
+    }
+}
+
+/// A service of v1alpha1: refused in one line, or the same after it was said in v1alpha1 again.
+pub(crate) fn service_v1(input: &[u8]) {
+    let translated = up(input).and_then(|(key, value)| Ok((decode(&key, &value)?, key)));
+    let (translated, key) = match translated {
+        Ok(translated) => translated,
+        Err(refused) => return one_line(&refused),
+    };
+    // Only what a v1alpha1 peer must name, and this one didn't.
+    let Ok((again, value)) = down(&translated) else { return };
+    assert_eq!(again, key);
+    let (again, value) = up(&value).expect("what we write can be read");
+    assert_eq!(again, key);
+    assert_eq!(decode(&key, &value), Ok(translated));
+}
+
+fn one_line(refused: &Rejection) {
+    let text = refused.to_string();
+    assert!(!text.chars().any(char::is_control) && text.len() < 1_024, "{text:?}");
+}
+
 /// The controls of the extensions: what was read is written and read as the same.
-pub fn control(input: &[u8]) {
+pub(crate) fn control(input: &[u8]) {
     let Ok(control) = ext::Control::decode(input) else { return };
     let written = control.encode_to_vec();
     let again = ext::Control::decode(&written[..]).expect("what we write can be read");
@@ -63,14 +108,10 @@ pub fn control(input: &[u8]) {
 
 /// A service: refused in one line, or read, written and read as the same; and what policy lets in
 /// lies in its bounds.
-pub fn service(input: &[u8]) {
+pub(crate) fn service(input: &[u8]) {
     let decoded = match decode("ledger", input) {
         Ok(decoded) => decoded,
-        Err(refused) => {
-            let text = refused.to_string();
-            assert!(!text.chars().any(char::is_control) && text.len() < 1_024, "{text:?}");
-            return;
-        }
+        Err(refused) => return one_line(&refused),
     };
     let written = encode(&decoded);
     assert_eq!(decode("ledger", &written).as_ref(), Ok(&decoded), "what we write can be read");
@@ -91,7 +132,7 @@ pub fn service(input: &[u8]) {
 
 /// Records of the store: what was read is written and read as the same, and a slice that starts
 /// with them stands, whatever they say.
-pub fn records(input: &[u8]) {
+pub(crate) fn records(input: &[u8]) {
     let Ok((records, _)) = postcard::take_from_bytes::<BTreeMap<String, ImportRecord>>(input) else { return };
     let written = postcard::to_stdvec(&records).expect("records can be written");
     let again: BTreeMap<String, ImportRecord> = postcard::from_bytes(&written).expect("and read");

@@ -12,7 +12,7 @@ use hamlet_core::{
 };
 
 /// Canonical names are fixed points, keep to DNS's sizes, and a suffix ends at a label.
-pub fn names(input: &[u8]) {
+pub(crate) fn names(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let (text, other) = text.split_once('\n').unwrap_or((&text, "acme.example"));
     let _ = (ServiceName::parse(text), PeerName::parse(text));
@@ -42,7 +42,7 @@ pub fn names(input: &[u8]) {
 }
 
 /// An id that is accepted is its own text, and its trust domain is what stands in it.
-pub fn spiffe(input: &[u8]) {
+pub(crate) fn spiffe(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     if let Ok(domain) = TrustDomain::parse(&text) {
         assert_eq!(TrustDomain::parse(domain.as_str()).as_ref(), Ok(&domain));
@@ -114,7 +114,7 @@ fn lenient(text: &str) -> Option<Ipv4Addr> {
 }
 
 /// No spelling makes a special-purpose address look like another one.
-pub fn addresses(input: &[u8]) {
+pub(crate) fn addresses(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let mut spellings = vec![text.to_string()];
     if let Some(four) = input.first_chunk::<4>() {
@@ -176,7 +176,7 @@ fn spell_v4(ip: Ipv4Addr) -> Vec<String> {
 
 /// A tree that was changed step by step has the root of one that is built anew, and no other set
 /// has it.
-pub fn digests(input: &[u8]) {
+pub(crate) fn digests(input: &[u8]) {
     const LOOKS_MAX: usize = 4;
     let mut looks = 0;
     let mut bytes = Unstructured::new(&input[..input.len().min(600)]);
@@ -219,7 +219,7 @@ pub fn digests(input: &[u8]) {
 }
 
 /// Text of a peer becomes one bounded line without anything that moves a cursor.
-pub fn text(input: &[u8]) {
+pub(crate) fn text(input: &[u8]) {
     let Some((max, text)) = input.split_first() else { return };
     let text = String::from_utf8_lossy(text);
     let max = usize::from(*max) + 1;

@@ -19,7 +19,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// However bytes are cut, the counts are the same; no budget is above its bound; a flood stays one.
-pub fn frames(input: &[u8]) {
+pub(crate) fn frames(input: &[u8]) {
     let mut bytes = Unstructured::new(input);
     let Ok((dialled, cuts)) = bytes.arbitrary::<(bool, [u8; 4])>() else { return };
     let rest = bytes.take_rest();
@@ -96,7 +96,7 @@ impl AsyncWrite for Pieces<'_> {
 }
 
 /// A ClientHello says the same however it is cut, and the name it asks for is canonical.
-pub fn hello(input: &[u8]) {
+pub(crate) fn hello(input: &[u8]) {
     let asked = |piece: usize| {
         let mut socket = Pieces { left: input, piece, answered: 0 };
         let read = read_hello(&mut socket).now_or_never().expect("the socket always has an answer");
@@ -140,7 +140,7 @@ fn zone() -> &'static Zone {
 }
 
 /// A reply is bounded by what was asked, carries its id, and says that it is a reply.
-pub fn dns(input: &[u8]) {
+pub(crate) fn dns(input: &[u8]) {
     for transport in [Transport::Udp, Transport::Tcp] {
         let mut reply = vec![];
         answer(zone(), input, transport, &mut reply);
@@ -172,7 +172,7 @@ fn pki() -> &'static Pki {
 
 /// A certificate that differs in any bit from a good one proves nothing; neither do any bytes.
 /// Input: edits of a good one, four bytes each; or, with a first byte of 255, a chain as it is.
-pub fn chain(input: &[u8]) {
+pub(crate) fn chain(input: &[u8]) {
     let pki = pki();
     let good = pki.leaf.chain[0].as_ref();
     if let Some((255, der)) = input.split_first() {
@@ -199,7 +199,7 @@ pub fn chain(input: &[u8]) {
 }
 
 /// A bundle is refused in one line or holds what it says.
-pub fn bundle(input: &[u8]) {
+pub(crate) fn bundle(input: &[u8]) {
     let domain = || TrustDomain::parse("acme.example").expect("a domain");
     let mut pem = vec![];
     // A first byte of 1 puts a good CA before what comes, so that more of the reader is reached.
@@ -223,7 +223,7 @@ pub fn bundle(input: &[u8]) {
 
 /// A configuration is taken or refused, the same way each time, in a bounded number of lines. Files
 /// are parted by a byte of 0.
-pub fn config(input: &[u8]) {
+pub(crate) fn config(input: &[u8]) {
     let files = || -> Vec<SourceFile> {
         let texts = input.split(|b| *b == 0).take(4).enumerate();
         texts

@@ -12,6 +12,8 @@ use hamlet_core::{
     DnsLabel, Endpoint, EndpointAddress, FederatedService, Fqdn, Instance, Protocol, ServiceName, SpiffeId,
 };
 use hamlet_protocol::dialect::service::{TYPE_URL, encode};
+use hamlet_protocol::dialect::translate::{TYPE_URL as V1_URL, down};
+use hamlet_protocol::wire::federation::resourcediscovery::v1alpha1 as v1;
 use hamlet_protocol::wire::federation::resourcediscovery::v1alpha2 as pb;
 use hamlet_protocol::wire::google::{protobuf::Any, rpc};
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
@@ -49,6 +51,13 @@ fn service(mesh: &str, name: &str) -> FederatedService {
 /// The same as it is offered.
 pub(crate) fn offered(mesh: &str, name: &str) -> Bytes {
     encode(&service(mesh, name))
+}
+
+/// The same as it is offered in v1alpha1.
+pub(crate) fn offered_v1(mesh: &str, name: &str) -> Bytes {
+    let mut service = service(mesh, name);
+    service.instances[0].endpoint_selector.clear();
+    down(&service).expect("v1alpha1 can say it").1
 }
 
 fn controls() -> Vec<ext::Control> {
@@ -104,10 +113,34 @@ fn messages() -> Vec<Vec<u8>> {
     all
 }
 
+/// What each end of v1alpha1 hears: the owner first.
+fn messages_v1() -> [Vec<Vec<u8>>; 2] {
+    let resource_url = || V1_URL.to_owned();
+    let register = v1::StreamRequest { resource_url: resource_url(), ..v1::StreamRequest::default() };
+    let refused = rpc::Status { code: 7, message: "no".into(), ..rpc::Status::default() };
+    let answer = |nonce: &str, status| v1::StreamRequest {
+        response_nonce: nonce.to_owned(),
+        status: Some(status),
+        ..register.clone()
+    };
+    let requests = [&register, &answer("1", rpc::Status::default()), &answer("", refused)];
+    let change = |nonce: &str, operation: i32, mesh: &str, name: &str| {
+        let resource = Some(Any { type_url: resource_url(), value: offered_v1(mesh, name) });
+        v1::StreamResponse { nonce: nonce.to_owned(), resource_url: resource_url(), resource, operation }
+    };
+    let changes = [
+        change("1", 1, "bank", "s1"),
+        change("", 2, "bank", "s1"),
+        change("2", 1, "evil", "s2"),
+        change("", 3, "bank", "s1"),
+    ];
+    [requests.map(Message::encode_to_vec).into(), changes.map(|c| c.encode_to_vec()).into()]
+}
+
 /// A stream from its hello to its goodbye, as [`crate::targets::exchange`] reads it.
-fn exchange(first: u8) -> Vec<u8> {
+fn exchange(first: u8, messages: &[Vec<u8>]) -> Vec<u8> {
     let mut out = vec![first];
-    for message in messages().iter().chain(&messages()[1..]) {
+    for message in messages.iter().chain(&messages[1..]) {
         out.put_u16(message.len() as u16 | 0x8000);
         out.extend(message);
     }
@@ -232,13 +265,27 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     add("service", "let-in", offered("bank", "ledger").to_vec());
     add("service", "foreign", offered("evil", "ledger").to_vec());
     for first in 0..4 {
-        add("exchange", &format!("whole-{first}"), exchange(first | 0xf0));
+        add("exchange", &format!("whole-{first}"), exchange(first | 0xf0, &messages()));
     }
-    add("session", "zeros", vec![0; 200]);
-    add("session", "counting", (0..=255).collect());
+    for (end, messages) in messages_v1().into_iter().enumerate() {
+        let end = end as u8;
+        add("exchange", &format!("v1-whole-{end}"), exchange(end | 0xf4, &messages));
+        for (i, message) in messages.into_iter().enumerate() {
+            add("message_v1", &format!("message-{end}-{i}"), [&[end], &message[..]].concat());
+        }
+    }
+    add("service_v1", "let-in", offered_v1("bank", "ledger").to_vec());
+    add("service_v1", "foreign", offered_v1("evil", "ledger").to_vec());
     let many = |n: u32| (0..600u32).map(|i| (i.wrapping_mul(n) >> 3) as u8).collect();
-    add("session", "mixed", many(2_654_435_761));
-    add("session", "mixed-more", many(40_503));
+    for target in ["session", "session_v1"] {
+        add(target, "zeros", vec![0; 200]);
+        add(target, "counting", (0..=255).collect());
+        add(target, "mixed", many(2_654_435_761));
+        add(target, "mixed-more", many(40_503));
+    }
+    for (name, bytes) in crate::store::seeds() {
+        add("journal", name, bytes);
+    }
     add("frames", "one-of-each", http2());
     for (i, name) in ["ledger.acme.example", "a.b_c.example.", "xn--bcher-kva.example", "LEDGER.Acme.Example"]
         .iter()

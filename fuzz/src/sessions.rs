@@ -1,34 +1,25 @@
-//! Laws of the session machines: whatever is heard, each change is answered once and in order, no
-//! nonce is used twice, controls go to peers with extensions only, and nothing grows beyond its
-//! bound. Messages pass through the wire's encoding, so that nothing is fed that can't be said.
+//! Steps for the session machines, of both versions; their laws are [`FedSession`]'s. Messages pass
+//! through the wire's encoding, so that nothing is fed that can't be said.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
-use hamlet_core::guard::GuardSettings;
-use hamlet_core::imported::{ImportLimits, ImportedSlice};
-use hamlet_core::lease::NameLeases;
-use hamlet_core::view::{Offer, VersionCounter, View};
-use hamlet_core::{PeerName, Rejection, RejectionCode};
-use hamlet_protocol::dialect::service::{TYPE_URL, decode};
-use hamlet_protocol::dialect::v1alpha2::{V2Codec, read};
-use hamlet_protocol::dialect::{Dialect, Outgoing, Secret};
-use hamlet_protocol::session::{PeerClass, SessionConfig, StreamSession};
+use hamlet_protocol::dialect::Dialect;
+use hamlet_protocol::dialect::service::TYPE_URL;
+use hamlet_protocol::dialect::translate::TYPE_URL as V1_URL;
+use hamlet_protocol::wire::federation::resourcediscovery::v1alpha1 as v1;
 use hamlet_protocol::wire::federation::resourcediscovery::v1alpha2 as pb;
 use hamlet_protocol::wire::google::{protobuf::Any, rpc};
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
+use hamlet_testkit::session::{FedOptions, FedSession};
 use prost::Message;
 
 use crate::codecs::rules;
-use crate::seeds::offered;
+use crate::seeds::{offered, offered_v1};
 
 /// Services that fit the import's quota.
 const QUOTA: usize = 6;
-/// Most messages in flight towards a peer with extensions, whatever window it names.
-const WINDOW_MAX: usize = 16_384;
 /// Largest message.
 const MESSAGE: usize = 64 * 1024;
 
@@ -161,251 +152,136 @@ fn value(of: Value) -> Option<Bytes> {
     })
 }
 
-/// One session against anything, with the model of what it owes.
-struct Fed {
-    session: StreamSession,
-    slice: ImportedSlice,
-    view: Arc<View>,
-    versions: VersionCounter,
-    now: Duration,
-    owed: VecDeque<String>,
-    in_flight: Vec<u64>,
-    highest: u64,
+fn begun(dialect: Dialect, dialled: bool, extensions: bool) -> FedSession {
+    let hello = || ext::Hello { version: 1, held: Some(ext::Held::default()), ..ext::Hello::default() };
+    FedSession::new(FedOptions {
+        dialect,
+        dialled,
+        hello: extensions.then(hello),
+        rules: rules(),
+        quota: QUOTA,
+        message_bytes: MESSAGE,
+    })
 }
 
-impl Fed {
-    fn new(dialled: bool, extensions: bool) -> Fed {
-        let peer = PeerName::parse("bank").expect("a name");
-        let mut slice = ImportedSlice::new(peer, TYPE_URL, Arc::new(decode), NameLeases::new());
-        let limits = ImportLimits { services: QUOTA, ..ImportLimits::default() };
-        slice.set_rules(Some(rules()), limits, GuardSettings::default());
-        let view = View::new(TYPE_URL);
-        let hello = || ext::Hello { version: 1, held: Some(ext::Held::default()), ..ext::Hello::default() };
-        let config = SessionConfig {
-            peer: "bank".to_owned(),
-            dialect: Dialect::V1alpha2,
-            dialled,
-            context: Secret::default(),
-            hello: extensions.then(hello),
-            extensions_required: false,
-            view: view.clone(),
-            foreign_window: 1,
-        };
-        let now = Duration::ZERO;
-        let session = StreamSession::new(config, now);
-        let versions = VersionCounter::default();
-        Fed { session, slice, view, versions, now, owed: VecDeque::new(), in_flight: vec![], highest: 0 }
+fn nonce(fed: &FedSession, of: &Nonce) -> String {
+    let known = fed.in_flight();
+    match of {
+        Nonce::Known(n) if !known.is_empty() => known[usize::from(*n) % known.len()].to_string(),
+        Nonce::Known(n) | Nonce::Small(n) => n.to_string(),
+        Nonce::None => String::new(),
     }
+}
 
-    /// `false` when the stream has ended.
-    fn step(&mut self, step: Step) -> bool {
-        let request = |request| pb::BidirectionalStream { request: Some(request), response: None };
-        match step {
-            Step::Offer { nonce, key, value: of, operation, url: kind } => {
-                let offer = pb::StreamResponse {
-                    nonce: nonce.to_string(),
-                    resource_url: url(kind),
-                    resource_id: if key == 255 { String::new() } else { format!("s{}", key % 8) },
-                    resource: value(of).map(|value| Any { type_url: url(kind), value }),
-                    operation: i32::from(operation % 4),
-                    ..pb::StreamResponse::default()
-                };
-                self.hear(&pb::BidirectionalStream { request: None, response: Some(offer) })
-            }
-            Step::Answer { nonce, status } => {
-                let status = status.map(|(code, n)| rpc::Status {
-                    code: code.into(),
-                    message: "m".repeat(n.into()),
-                    ..rpc::Status::default()
-                });
-                let response_nonce = self.nonce(&nonce);
-                self.hear(&request(pb::StreamRequest {
-                    response_nonce,
-                    status,
-                    ..pb::StreamRequest::default()
-                }))
-            }
-            Step::Subscribe { url: kind, control } => {
-                let (resource_url, control) = (url(kind), control.map(Control::wire));
-                self.hear(&request(pb::StreamRequest {
-                    resource_url,
-                    control,
-                    ..pb::StreamRequest::default()
-                }))
-            }
-            Step::Say(control) => {
-                let control = Some(control.wire());
-                self.hear(&request(pb::StreamRequest { control, ..pb::StreamRequest::default() }))
-            }
-            Step::Both { nonce, key, answer } => {
-                let response_nonce = self.nonce(&answer);
-                let status = Some(rpc::Status::default());
-                let offer = pb::StreamResponse {
-                    nonce: nonce.to_string(),
-                    resource_url: TYPE_URL.to_owned(),
-                    resource_id: format!("s{}", key % 8),
-                    operation: 2,
-                    ..pb::StreamResponse::default()
-                };
-                let answer = pb::StreamRequest { response_nonce, status, ..pb::StreamRequest::default() };
-                self.hear(&pb::BidirectionalStream { request: Some(answer), response: Some(offer) })
-            }
-            Step::Commit { durable } => {
-                self.commit(durable);
-                true
-            }
-            Step::Speak { messages } => (0..messages % 32).all(|_| self.speak() != Some(false)),
-            Step::Wait { ms } => self.wait(ms),
-            Step::Publish { names, ready } => {
-                self.publish(names, ready);
-                true
-            }
-            Step::Reevaluate => {
-                let staged = self.slice.reevaluate(self.now);
-                self.slice.apply(staged, self.now);
-                true
-            }
+fn status(of: Option<(i8, u8)>) -> Option<rpc::Status> {
+    of.map(|(code, n)| rpc::Status {
+        code: code.into(),
+        message: "m".repeat(n.into()),
+        ..rpc::Status::default()
+    })
+}
+
+/// Publishes those of 16 services whose bit is set.
+fn publish(fed: &FedSession, names: u16, ready: bool, of: fn(&str, &str) -> Bytes, keys: fn(u16) -> String) {
+    let offer = |n: u16| (keys(n), of("shop", &format!("o{n}")));
+    fed.publish((0..16).filter(|n| names >> n & 1 == 1).map(offer), ready);
+}
+
+fn key(n: u16) -> String {
+    format!("o{n}")
+}
+
+/// `false` when the stream has ended.
+fn step(fed: &mut FedSession, step: Step) -> bool {
+    let request = |request| pb::BidirectionalStream { request: Some(request), response: None };
+    let message = match step {
+        Step::Offer { nonce, key, value: of, operation, url: kind } => {
+            let offer = pb::StreamResponse {
+                nonce: nonce.to_string(),
+                resource_url: url(kind),
+                resource_id: if key == 255 { String::new() } else { format!("s{}", key % 8) },
+                resource: value(of).map(|value| Any { type_url: url(kind), value }),
+                operation: i32::from(operation % 4),
+                ..pb::StreamResponse::default()
+            };
+            pb::BidirectionalStream { request: None, response: Some(offer) }
         }
-    }
-
-    fn nonce(&self, of: &Nonce) -> String {
-        match of {
-            Nonce::Known(n) if !self.in_flight.is_empty() => {
-                self.in_flight[usize::from(*n) % self.in_flight.len()].to_string()
-            }
-            Nonce::Known(n) | Nonce::Small(n) => n.to_string(),
-            Nonce::None => String::new(),
+        Step::Answer { nonce: of, status: said } => request(pb::StreamRequest {
+            response_nonce: nonce(fed, &of),
+            status: status(said),
+            ..pb::StreamRequest::default()
+        }),
+        Step::Subscribe { url: kind, control } => {
+            let (resource_url, control) = (url(kind), control.map(Control::wire));
+            request(pb::StreamRequest { resource_url, control, ..pb::StreamRequest::default() })
         }
-    }
-
-    fn publish(&mut self, names: u16, ready: bool) {
-        let offer = |n: u16| {
-            let key = format!("o{n}");
-            (Arc::from(key.as_str()), Arc::new(Offer::new(TYPE_URL, &key, offered("shop", &key))))
-        };
-        let set: BTreeMap<_, _> = (0..16).filter(|n| names >> n & 1 == 1).map(offer).collect();
-        self.view.set(&set, ready, &self.versions);
-    }
-
-    fn wait(&mut self, ms: u32) -> bool {
-        self.now += Duration::from_millis(ms.into());
-        let due = self.slice.due(self.now);
-        self.slice.apply(due, self.now);
-        self.session.consumer.tick(&mut self.slice, self.now);
-        self.session.tick(self.now).is_ok()
-    }
-
-    fn hear(&mut self, message: &pb::BidirectionalStream) -> bool {
-        self.hear_bytes(&message.encode_to_vec())
-    }
-
-    /// As the stream's reader does it: a message is taken while there is room for one.
-    fn hear_bytes(&mut self, message: &[u8]) -> bool {
-        if !self.session.consumer.has_room() {
+        Step::Say(control) => {
+            let control = Some(control.wire());
+            request(pb::StreamRequest { control, ..pb::StreamRequest::default() })
+        }
+        Step::Both { nonce: said, key, answer } => {
+            let response_nonce = nonce(fed, &answer);
+            let status = Some(rpc::Status::default());
+            let offer = pb::StreamResponse {
+                nonce: said.to_string(),
+                resource_url: TYPE_URL.to_owned(),
+                resource_id: format!("s{}", key % 8),
+                operation: 2,
+                ..pb::StreamResponse::default()
+            };
+            let answer = pb::StreamRequest { response_nonce, status, ..pb::StreamRequest::default() };
+            pb::BidirectionalStream { request: Some(answer), response: Some(offer) }
+        }
+        Step::Commit { durable } => {
+            fed.commit(durable);
             return true;
         }
-        let Ok(incoming) = read(message, MESSAGE) else { return false };
-        let nonce = incoming.offer.as_ref().map(|o| o.nonce.clone());
-        if let Some(request) = &incoming.request {
-            self.in_flight.retain(|n| n.to_string() != request.nonce && !request.nonce.is_empty());
+        Step::Speak { messages } => return fed.speak(usize::from(messages % 32)),
+        Step::Wait { ms } => return fed.wait(Duration::from_millis(ms.into())),
+        Step::Publish { names, ready } => {
+            publish(fed, names, ready, offered, key);
+            return true;
         }
-        let taken = self.session.receive(incoming, self.now);
-        if taken.is_ok() {
-            self.owed.extend(nonce);
+        Step::Reevaluate => {
+            fed.reevaluate();
+            return true;
         }
-        taken.is_ok()
-    }
-
-    fn commit(&mut self, durable: bool) {
-        let Some(batch) = self.session.consumer.batch(&mut self.slice, self.now) else { return };
-        let full = || Rejection::new(RejectionCode::Unavailable, "not-persisted", "resource", "full");
-        let outcome = if durable { Ok(()) } else { Err(full()) };
-        self.session.consumer.finish(&mut self.slice, batch, outcome, self.now);
-    }
-
-    /// `None`: nothing to say; `Some(false)`: the stream has ended.
-    fn speak(&mut self) -> Option<bool> {
-        match self.session.next(self.now) {
-            Ok(Some(said)) => {
-                self.check(&said);
-                Some(true)
-            }
-            Ok(None) => None,
-            Err(_) => Some(false),
-        }
-    }
-
-    fn check(&mut self, said: &Outgoing) {
-        let hello = matches!(self.session.class(), PeerClass::Hello(_));
-        match said {
-            Outgoing::Answer { nonce, .. } => {
-                assert_eq!(Some(nonce), self.owed.pop_front().as_ref(), "answers in order");
-            }
-            Outgoing::Control(_) => assert!(hello, "a control to a foreign peer"),
-            Outgoing::Offer { nonce, .. } => {
-                assert!(*nonce > self.highest, "a nonce is used once");
-                self.highest = *nonce;
-                self.in_flight.push(*nonce);
-                assert!(self.in_flight.len() <= if hello { WINDOW_MAX } else { 1 }, "too many in flight");
-            }
-            Outgoing::Subscribe { .. } => {}
-        }
-        let codec = V2Codec { resource_url: TYPE_URL, context: Secret::default(), message_bytes: MESSAGE };
-        let mut bytes = vec![];
-        codec.write(said, &mut bytes);
-        let heard = read(&bytes[..], MESSAGE).expect("what we say can be read");
-        assert!(heard.offer.is_some() != heard.request.is_some(), "one member in a message");
-    }
-
-    fn check_bounds(&self) {
-        let counts = self.slice.counts();
-        assert!(counts.in_force as usize <= QUOTA, "{} in force", counts.in_force);
-        assert!(counts.heard as usize <= 2 * QUOTA, "{} heard", counts.heard);
-        assert!(self.session.consumer.stats().round_seen.unwrap_or(0) <= counts.heard);
-    }
-
-    /// All that was heard is committed and answered.
-    fn finish(&mut self, dialled: bool) {
-        while self.session.consumer.has_work() {
-            self.commit(true);
-        }
-        while self.speak() == Some(true) {}
-        // A stream on which we haven't spoken yet says nothing at all.
-        if dialled || *self.session.class() != PeerClass::Unknown {
-            assert!(self.owed.is_empty(), "every change has its answer");
-        }
-    }
+    };
+    fed.hear_bytes(&message.encode_to_vec())
 }
 
 /// A session of either side in any sequence of steps.
-pub fn session(input: &[u8]) {
+pub(crate) fn session(input: &[u8]) {
     let mut bytes = Unstructured::new(input);
     let Ok((dialled, extensions)) = bytes.arbitrary::<(bool, bool)>() else { return };
-    let mut fed = Fed::new(dialled, extensions);
+    let mut fed = begun(Dialect::V1alpha2, dialled, extensions);
     let mut lives = true;
     while lives && !bytes.is_empty() {
-        let Ok(step) = Step::arbitrary(&mut bytes) else { break };
-        lives = fed.step(step);
+        let Ok(next) = Step::arbitrary(&mut bytes) else { break };
+        lives = step(&mut fed, next);
         fed.check_bounds();
     }
     if lives {
-        fed.finish(dialled);
+        fed.finish();
     }
 }
 
 /// The same fed with messages as the wire has them: each begins with its length in two bytes, whose
 /// highest bit has the session commit and speak first.
-pub fn exchange(input: &[u8]) {
+pub(crate) fn exchange(input: &[u8]) {
     let Some((first, mut rest)) = input.split_first() else { return };
-    let dialled = first & 1 == 1;
-    let mut fed = Fed::new(dialled, first & 2 == 2);
-    fed.publish(u16::from(*first), true);
+    let dialect = if first & 4 == 4 { Dialect::V1alpha1 } else { Dialect::V1alpha2 };
+    let mut fed = begun(dialect, first & 1 == 1, first & 2 == 2);
+    match dialect {
+        Dialect::V1alpha1 => publish(&fed, u16::from(*first), true, offered_v1, key_v1),
+        Dialect::V1alpha2 => publish(&fed, u16::from(*first), true, offered, key),
+    }
     let mut lives = true;
     while let Some((length, more)) = rest.split_first_chunk::<2>() {
         let length = u16::from_be_bytes(*length);
         if length & 0x8000 != 0 {
             fed.commit(true);
-            lives = lives && fed.speak() != Some(false) && fed.wait(1_000);
+            lives = lives && fed.speak(1) && fed.wait(Duration::from_secs(1));
         }
         let (message, more) = more.split_at(more.len().min(usize::from(length & 0x7fff)));
         lives = lives && fed.hear_bytes(message);
@@ -415,5 +291,95 @@ pub fn exchange(input: &[u8]) {
         }
         rest = more;
     }
-    fed.finish(dialled);
+    fed.finish();
+}
+
+/// What happens to a session of v1alpha1.
+#[derive(Debug, Arbitrary)]
+enum StepV1 {
+    Offer { nonce: Nonce, key: u8, value: Value, operation: u8, url: u8 },
+    Answer { nonce: Nonce, url: u8, status: Option<(i8, u8)> },
+    Subscribe { url: u8 },
+    Wire([u8; 12]),
+    Commit { durable: bool },
+    Speak { messages: u8 },
+    Wait { ms: u32 },
+    Publish { names: u16, ready: bool },
+    Reevaluate,
+}
+
+fn key_v1(n: u16) -> String {
+    hamlet_protocol::dialect::translate::up(&offered_v1("shop", &key(n)))
+        .map_or_else(|_| key(n), |(key, _)| key)
+}
+
+fn url_v1(of: u8) -> String {
+    match of {
+        0..=2 => url(of),
+        _ => V1_URL.to_owned(),
+    }
+}
+
+fn value_v1(of: Value, key: u8) -> Option<Bytes> {
+    match of {
+        Value::Good(_) => Some(offered_v1("bank", &format!("s{}", key % 8))),
+        Value::Foreign(n) => Some(offered_v1("evil", &format!("s{}", n % 8))),
+        other => value(other),
+    }
+}
+
+fn step_v1(fed: &mut FedSession, step: StepV1, dialled: bool) -> bool {
+    let message = match step {
+        // Each end has a message of its own; what the other one says is not of this stream.
+        StepV1::Offer { .. } if !dialled => return true,
+        StepV1::Answer { .. } | StepV1::Subscribe { .. } if dialled => return true,
+        StepV1::Offer { nonce: of, key, value: what, operation, url: kind } => v1::StreamResponse {
+            nonce: nonce(fed, &of),
+            resource_url: url_v1(kind),
+            resource: value_v1(what, key).map(|value| Any { type_url: url_v1(kind), value }),
+            operation: i32::from(operation % 5),
+        }
+        .encode_to_vec(),
+        StepV1::Answer { nonce: of, url: kind, status: said } => v1::StreamRequest {
+            resource_url: url_v1(kind),
+            response_nonce: nonce(fed, &of),
+            status: status(said),
+        }
+        .encode_to_vec(),
+        StepV1::Subscribe { url: kind } => {
+            v1::StreamRequest { resource_url: url_v1(kind), ..v1::StreamRequest::default() }.encode_to_vec()
+        }
+        StepV1::Wire(bytes) => bytes.to_vec(),
+        StepV1::Commit { durable } => {
+            fed.commit(durable);
+            return true;
+        }
+        StepV1::Speak { messages } => return fed.speak(usize::from(messages % 32)),
+        StepV1::Wait { ms } => return fed.wait(Duration::from_millis(ms.into())),
+        StepV1::Publish { names, ready } => {
+            publish(fed, names, ready, offered_v1, key_v1);
+            return true;
+        }
+        StepV1::Reevaluate => {
+            fed.reevaluate();
+            return true;
+        }
+    };
+    fed.hear_bytes(&message)
+}
+
+/// A session of v1alpha1, either end, in any sequence of steps.
+pub(crate) fn session_v1(input: &[u8]) {
+    let mut bytes = Unstructured::new(input);
+    let Ok(dialled) = bytes.arbitrary::<bool>() else { return };
+    let mut fed = begun(Dialect::V1alpha1, dialled, false);
+    let mut lives = true;
+    while lives && !bytes.is_empty() {
+        let Ok(next) = StepV1::arbitrary(&mut bytes) else { break };
+        lives = step_v1(&mut fed, next, dialled);
+        fed.check_bounds();
+    }
+    if lives {
+        fed.finish();
+    }
 }

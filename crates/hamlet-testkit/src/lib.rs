@@ -1,9 +1,12 @@
 //! Things that tests need: a CA that can do every wrong thing, TLS peers that believe anybody, a
-//! line that behaves badly, and waiting without sleeping. For tests and benches only; no production crate depends on it.
+//! line that behaves badly, a session that is fed with anything, and waiting without sleeping. For
+//! tests and benches only; no production crate depends on it.
 
 pub mod chaos;
 mod eventually;
 pub mod pki;
+#[cfg(feature = "session")]
+pub mod session;
 pub mod store;
 pub mod tls;
 

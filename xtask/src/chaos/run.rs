@@ -6,14 +6,15 @@ use std::time::Duration;
 use anyhow::Context;
 use hamlet_admin::api::{List, Origin, PeerStatus, Proof, ServiceStatus};
 use hamlet_admin::client::ClientError;
-use hamlet_runtime::{Clock, SystemClock};
+use hamlet_runtime::{Clock, Shutdown, Supervisor, SystemClock};
 use hamlet_store::{CheckState, Store};
+use hamlet_testkit::chaos::ChaosProxy;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::model::Model;
 use super::process::AgentProcess;
-use super::setup::{CONSUMER, OWNER, folders, moment};
+use super::setup::{CONSUMER, OWNER, Way, folders, moment};
 use crate::report::{Table, Tally, say};
 
 /// Both sides must prove the same set within this.
@@ -28,8 +29,11 @@ const SLOW: Duration = Duration::from_secs(5);
 const AIMED: u32 = 80;
 /// So often a new burst is tried when the last one was through too soon.
 const BURSTS: usize = 4;
-/// So far into a burst, at most, the first attempt kills; in milliseconds.
-const LATEST_MS: u64 = 40;
+/// So far into a burst, at most, the first attempt kills; in milliseconds. Within a round trip of
+/// the line's, most of the time.
+const LATEST_MS: u64 = 60;
+/// So many of a hundred kills lose what is under way on the line, as a machine that dies does.
+const LINE_LOST: u32 = 50;
 /// So long a burst may take to begin.
 const BURST_BEGINS: Duration = Duration::from_secs(2);
 
@@ -46,8 +50,12 @@ struct Kill {
     side: Side,
     /// The owner waited for an answer when it was last asked, right before the kill.
     in_flight: bool,
+    /// What was under way on the line was lost, too.
+    line_lost: bool,
     /// An owner's kill left the consumer with another set than the folder's.
     cut_short: bool,
+    /// Keys that stood only in the journal of the one that was killed.
+    journaled: usize,
     /// From the start of the killed one until both sides had proven the same set.
     took: Duration,
 }
@@ -65,6 +73,10 @@ enum Look {
 struct Chaos {
     owner: AgentProcess,
     consumer: AgentProcess,
+    /// Each carries the connections to one of the two.
+    lines: [ChaosProxy; 2],
+    /// Of the lines.
+    _tasks: Supervisor,
     model: Model,
     rng: StdRng,
     clock: SystemClock,
@@ -76,12 +88,28 @@ struct Chaos {
 
 /// Runs all of it; whether all is good.
 pub(super) async fn chaos(program: &Path, above: &Path, kills: u32, seed: u64) -> anyhow::Result<bool> {
-    folders(above)?;
+    let tasks = Supervisor::new(Shutdown::new());
+    let (owners, consumers) = (Way::new(&tasks.spawner()).await?, Way::new(&tasks.spawner()).await?);
+    folders(above, &owners, &consumers)?;
+    let lines = [owners.line, consumers.line];
     let owner = AgentProcess::new(program, above, OWNER);
     let consumer = AgentProcess::new(program, above, CONSUMER);
     let model = Model::new(owner.folder().to_owned());
     let (rng, clock) = (StdRng::seed_from_u64(seed), SystemClock::new());
-    let mut chaos = Chaos { owner, consumer, model, rng, clock, kills: 0, in_flight: 0, proofs: 0, wrong: 0 };
+    let (in_flight, proofs, wrong) = (0, 0, 0);
+    let mut chaos = Chaos {
+        owner,
+        consumer,
+        lines,
+        _tasks: tasks,
+        model,
+        rng,
+        clock,
+        kills: 0,
+        in_flight,
+        proofs,
+        wrong,
+    };
     let mut tally = Tally::default();
 
     chaos.model.change(200, &mut chaos.rng);
@@ -170,8 +198,14 @@ impl Chaos {
             self.in_flight().await?
         };
         self.agent(side).kill()?;
+        let line_lost = self.rng.random_ratio(LINE_LOST, 100);
+        if line_lost {
+            self.lines.iter().for_each(ChaosProxy::reset);
+        }
         self.kills += 1;
         self.in_flight += u32::from(in_flight);
+        // Before the restart, which would set it aside and ask the other side for what is missing.
+        let kept = self.kept(side);
         let cut_short = side == Side::Owner && in_flight && {
             let held = self.held().await?;
             self.model.difference(&held).is_some()
@@ -189,7 +223,29 @@ impl Chaos {
             self.change(some).await?;
         }
         let proof = self.prove().await;
-        Ok((Kill { side, in_flight, cut_short, took: self.clock.now() - started }, proof))
+        let took = self.clock.now() - started;
+        let whole = self.restarted_whole(side).await?;
+        let journaled = kept.clone().unwrap_or_default();
+        let proof = proof.and(kept.map(drop)).and(whole);
+        Ok((Kill { side, in_flight, line_lost, cut_short, journaled, took }, proof))
+    }
+
+    /// Looks at the store that a kill left behind: nothing of it may be damaged. How many keys
+    /// stand only in its journal.
+    fn kept(&mut self, side: Side) -> Result<usize, String> {
+        match Store::check(&self.agent(side).data()).map(|report| report.state) {
+            Ok(CheckState::Sound { journaled, journal_damage: None, damage: None, .. }) => Ok(journaled),
+            other => Err(format!("the store that the {side:?} left isn't sound: {other:?}")),
+        }
+    }
+
+    /// The killed one's own word: its store is healthy, and nothing was set aside when it started.
+    async fn restarted_whole(&mut self, side: Side) -> Result<Result<(), String>, ClientError> {
+        let store = self.agent(side).client.agent().await?.store;
+        Ok(match store.message {
+            None if store.healthy => Ok(()),
+            message => Err(format!("the store of the {side:?} after its restart: {message:?}")),
+        })
     }
 
     /// The consumer's imports.
@@ -255,7 +311,7 @@ impl Chaos {
             tally.check(stopped.is_ok(), &format!("both stop in order: {stopped:?}"));
         }
         let kept = Store::check(&self.consumer.data()).map(|report| report.state);
-        let sound = matches!(&kept, Ok(CheckState::Sound { records, damage: None, .. })
+        let sound = matches!(&kept, Ok(CheckState::Sound { records, journal_damage: None, damage: None, .. })
             if records.values().sum::<usize>() == wanted);
         tally.check(sound, &format!("the consumer's store is sound and holds {wanted} records: {kept:?}"));
         let in_flight = kills.iter().filter(|k| k.in_flight).count();
@@ -266,7 +322,17 @@ impl Chaos {
     }
 
     fn print(&self, kills: &[Kill]) {
-        let headings = ["killed", "kills", "in flight", "cut short", "to proof: median", "p99", "longest"];
+        let headings = [
+            "killed",
+            "kills",
+            "in flight",
+            "line lost",
+            "cut short",
+            "in journal",
+            "to proof: median",
+            "p99",
+            "longest",
+        ];
         let mut table = Table::new(&headings);
         for (name, side) in [(OWNER, Some(Side::Owner)), (CONSUMER, Some(Side::Consumer)), ("both", None)] {
             let of: Vec<&Kill> = kills.iter().filter(|k| side.is_none_or(|s| s == k.side)).collect();
@@ -284,7 +350,9 @@ impl Chaos {
                 name.to_owned(),
                 of.len().to_string(),
                 count(|k| k.in_flight),
+                count(|k| k.line_lost),
                 cut_short,
+                count(|k| k.journaled > 0),
                 seconds(at(0.5)),
                 seconds(at(0.99)),
                 seconds(took.last().copied().unwrap_or_default()),

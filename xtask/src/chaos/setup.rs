@@ -1,12 +1,16 @@
-//! Two folders: each made by `hamlet init`'s own code, then told of the other.
+//! Two folders, each made by `hamlet init`'s own code, then told of the other; and a line to each
+//! that is as long as one between two sites.
 
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU64;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use hamlet::config::init::{InitOptions, init};
 use hamlet_core::{MeshName, TrustDomain};
-use hamlet_runtime::SystemClock;
+use hamlet_runtime::{Spawner, SystemClock};
+use hamlet_testkit::chaos::{ChaosProxy, Flow, Weather};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -17,12 +21,36 @@ pub(super) const CONSUMER: &str = "consumer";
 /// Port of the ingress that the owner tells of; nobody calls it.
 const INGRESS_PORT: u16 = 7444;
 
+/// The line between the two. Over plain loopback a burst is answered before a kill can hit it:
+/// with a round trip of 40 ms and 8 Mbit/s, messages are under way for as long as between sites.
+pub(super) const LINE: Weather = Weather {
+    delay: Duration::from_millis(20),
+    jitter: Duration::from_millis(5),
+    bytes_a_second: NonZeroU64::new(1_000_000),
+    piece: None,
+    up: Flow::Open,
+    down: Flow::Open,
+};
+
+/// Where an agent listens, and the line that leads there.
+pub(super) struct Way {
+    port: u16,
+    /// Carries the other's connections.
+    pub(super) line: ChaosProxy,
+}
+
+impl Way {
+    /// To an agent that isn't there yet.
+    pub(super) async fn new(spawner: &Spawner) -> anyhow::Result<Way> {
+        let port = free_port()?;
+        let line = ChaosProxy::start(SocketAddr::from(([127, 0, 0, 1], port)), LINE, spawner).await?;
+        Ok(Way { port, line })
+    }
+}
+
 /// Makes both folders below `above`.
-pub(super) fn folders(above: &Path) -> anyhow::Result<()> {
-    let ports = [free_port()?, free_port()?];
-    for (own, peer, own_port, peer_port) in
-        [(OWNER, CONSUMER, ports[0], ports[1]), (CONSUMER, OWNER, ports[1], ports[0])]
-    {
+pub(super) fn folders(above: &Path, owner: &Way, consumer: &Way) -> anyhow::Result<()> {
+    for (own, peer, way, away) in [(OWNER, CONSUMER, owner, consumer), (CONSUMER, OWNER, consumer, owner)] {
         let folder = above.join(own);
         let options = InitOptions {
             mesh: MeshName::parse(own)?,
@@ -33,8 +61,8 @@ pub(super) fn folders(above: &Path) -> anyhow::Result<()> {
         };
         init(&folder, &options)?;
         std::fs::remove_file(folder.join("service-example.yaml"))?;
-        std::fs::write(folder.join("mesh.yaml"), mesh(own, own_port))?;
-        std::fs::write(folder.join("peer.yaml"), peer_document(own, peer, peer_port))?;
+        std::fs::write(folder.join("mesh.yaml"), mesh(own, way.port))?;
+        std::fs::write(folder.join("peer.yaml"), peer_document(own, peer, away.line.address()))?;
     }
     for (own, peer) in [(OWNER, CONSUMER), (CONSUMER, OWNER)] {
         let bundle = above.join(own).join(format!("{peer}-ca.pem"));
@@ -72,7 +100,7 @@ spec:
 }
 
 /// The guard is off, and the brake at the source: deletions are part of the stream, and they would hold them back.
-fn peer_document(own: &str, peer: &str, port: u16) -> String {
+fn peer_document(own: &str, peer: &str, address: SocketAddr) -> String {
     let (extra, policy) = if own == OWNER {
         let publication = format!(
             "\
@@ -101,7 +129,7 @@ apiVersion: hamlet.dev/v1
 kind: Peer
 metadata: {{name: {peer}}}
 spec:
-  address: 127.0.0.1:{port}
+  address: {address}
   trustDomain: {peer}.example
   trust: {{bundle: {peer}-ca.pem}}
   agentIds: [\"spiffe://{peer}.example/hamlet/agent\"]
@@ -120,15 +148,19 @@ pub(super) fn moment(rng: &mut StdRng, max: u64) -> std::time::Duration {
 
 #[cfg(test)]
 mod tests {
+    use hamlet_runtime::{Shutdown, Supervisor};
     use rand::SeedableRng;
 
     use super::super::model::Model;
     use super::*;
 
-    #[test]
-    fn both_folders_load_without_a_warning_also_with_services() {
+    #[tokio::test]
+    async fn both_folders_load_without_a_warning_also_with_services() {
         let above = tempfile::tempdir().unwrap();
-        folders(above.path()).unwrap();
+        let tasks = Supervisor::new(Shutdown::new());
+        let spawner = tasks.spawner();
+        let (owner, consumer) = (Way::new(&spawner).await.unwrap(), Way::new(&spawner).await.unwrap());
+        folders(above.path(), &owner, &consumer).unwrap();
         let mut model = Model::new(above.path().join(OWNER));
         model.change(300, &mut StdRng::seed_from_u64(3));
         model.write().unwrap();

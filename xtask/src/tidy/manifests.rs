@@ -14,7 +14,8 @@ const BELOW: &[(&str, &[&str])] = &[
     ("hamlet-core", &[]),
     ("hamlet-runtime", &["hamlet-core"]),
     ("hamlet-identity", &["hamlet-core", "hamlet-runtime"]),
-    ("hamlet-testkit", &["hamlet-core", "hamlet-runtime", "hamlet-identity"]),
+    // The protocol with a feature only: for those who drive its sessions.
+    ("hamlet-testkit", &["hamlet-core", "hamlet-runtime", "hamlet-identity", "hamlet-protocol"]),
     ("hamlet-protocol", PARTS),
     ("hamlet-adapters", PARTS),
     ("hamlet-gateway", PARTS),
@@ -49,19 +50,22 @@ const PARTS: &[&str] = &["hamlet-core", "hamlet-runtime", "hamlet-identity"];
 /// Uses whatever it measures; nothing uses it.
 const XTASK: &str = "xtask";
 
+/// Feeds whatever reads bytes; only xtask uses it.
+const FUZZ: &str = "hamlet-fuzz";
+
 /// Plays the protocol's peers and the store's disk; nothing uses it.
 const HARDSHIP: &str = "hamlet-hardship";
 
 /// Third-party crates with one home, or a few that are named.
 const HOMES: &[(&str, &[&str])] = &[
     ("tonic", &["hamlet-protocol", HARDSHIP]),
-    ("prost", &["hamlet-protocol", "hamlet-conformance", HARDSHIP]),
+    ("prost", &["hamlet-protocol", "hamlet-conformance", HARDSHIP, FUZZ]),
     ("prost-build", &["hamlet-protocol"]),
     ("protox", &["hamlet-protocol"]),
     ("kube", &["hamlet-adapters"]),
     ("hickory-proto", &["hamlet-adapters"]),
     // Identity makes the configurations; the others only take them.
-    ("rustls", &["hamlet-identity", "hamlet-gateway", "hamlet-conformance", "hamlet-testkit"]),
+    ("rustls", &["hamlet-identity", "hamlet-gateway", "hamlet-conformance", "hamlet-testkit", FUZZ]),
     (
         "tokio-rustls",
         &["hamlet-protocol", "hamlet-gateway", "hamlet-conformance", "hamlet-testkit", "hamlet", XTASK],
@@ -69,8 +73,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustls-webpki", &["hamlet-identity"]),
     ("x509-parser", &["hamlet-identity"]),
     ("rcgen", &["hamlet-identity", "hamlet-conformance", "hamlet-testkit"]),
-    ("redb", &["hamlet-store", HARDSHIP]),
-    ("postcard", &["hamlet-store"]),
+    ("redb", &["hamlet-store", HARDSHIP, FUZZ]),
+    ("postcard", &["hamlet-store", FUZZ]),
     ("axum", &["hamlet-admin"]),
     ("clap", &["hamlet", XTASK, HARDSHIP]),
     ("anyhow", &["hamlet", XTASK, HARDSHIP]),
@@ -80,11 +84,15 @@ const HOMES: &[(&str, &[&str])] = &[
 ];
 
 fn is_ours(name: &str) -> bool {
-    name == XTASK || BELOW.iter().any(|(ours, _)| *ours == name)
+    [XTASK, FUZZ].contains(&name) || BELOW.iter().any(|(ours, _)| *ours == name)
 }
 
 fn manifest(package: &Package) -> String {
-    let folder = if package.name == XTASK { XTASK.to_owned() } else { format!("crates/{}", package.name) };
+    let folder = match package.name.as_str() {
+        XTASK => XTASK.to_owned(),
+        FUZZ => "fuzz".to_owned(),
+        name => format!("crates/{name}"),
+    };
     format!("{folder}/Cargo.toml")
 }
 
@@ -93,7 +101,7 @@ pub(super) fn own(workspace: &Workspace) -> Findings {
     let mut findings = Findings::default();
     for package in &workspace.packages {
         let Some((_, allowed)) = BELOW.iter().find(|(name, _)| *name == package.name) else {
-            if package.name != XTASK {
+            if ![XTASK, FUZZ].contains(&package.name.as_str()) {
                 findings.complaints.push(format!(
                     "{}: a crate that no rule speaks of; give it a place in xtask/src/tidy/manifests.rs",
                     manifest(package)
@@ -194,6 +202,8 @@ mod tests {
             ("hamlet", "hamlet-testkit", None, 1),
             ("hamlet", "hamlet-store", None, 0),
             ("hamlet-new", "hamlet-core", None, 1),
+            ("hamlet-fuzz", "hamlet", None, 0),
+            ("hamlet", "hamlet-fuzz", None, 1),
         ];
         for (package, dependency, kind, complaints) in cases {
             let found = own(&with(package, dependency, kind)).complaints;

@@ -92,7 +92,9 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<SourceFile>) -> anyhow::R
             if ours && !matches!(name, "target" | "node_modules" | "testdata") {
                 collect(root, &path, files)?;
             }
-        } else if meta.is_file() && meta.len() <= FILE_BYTES_MAX && !name.ends_with(".swp") {
+        // In a further work tree of git's, `.git` is a file that says where the first one is.
+        } else if meta.is_file() && meta.len() <= FILE_BYTES_MAX && !name.ends_with(".swp") && name != ".git"
+        {
             // What isn't UTF-8 is a binary, and no rule speaks of binaries.
             let Ok(text) = std::fs::read_to_string(&path) else { continue };
             let path = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();

@@ -1,3 +1,0 @@
-//! Fuzz target: see `hamlet_fuzz::targets::exchange`.
-#![no_main]
-libfuzzer_sys::fuzz_target!(|input: &[u8]| hamlet_fuzz::targets::exchange(input));
