@@ -4,7 +4,8 @@
 //! Invariant: bounded, and an idle stream doesn't make it grow: signs of life that only repeat
 //! themselves are one entry with a count.
 
-use std::collections::VecDeque;
+mod ring;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tonic::Code;
 use crate::dialect::{Incoming, IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
 use crate::session::StreamEnd;
 use crate::wire::hamlet::federation::v1 as ext;
+use ring::Ring;
 
 /// Most entries of a link's transcript; older ones go.
 pub const TRANSCRIPT_ENTRIES: usize = 512;
@@ -26,8 +28,6 @@ pub const TRANSCRIPT_NONCE_BYTES: usize = 32;
 pub const TRANSCRIPT_TEXT_BYTES: usize = 256;
 /// Longest name of a rule in a peer's refusal; what is longer is no name of ours.
 const RULE_BYTES: usize = 64;
-/// So many entries at the end are looked through for the last sign of life of the same kind.
-const SIGNS_LOOKED_AT: usize = 8;
 
 /// Which way something went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,12 +143,6 @@ pub struct TranscriptEntry {
     pub times: u64,
 }
 
-#[derive(Debug, Default)]
-struct Ring {
-    entries: VecDeque<TranscriptEntry>,
-    seq: u64,
-}
-
 /// The last things said on a link, over all of its streams.
 #[derive(Debug, Default)]
 pub struct Transcript {
@@ -159,11 +153,7 @@ impl Transcript {
     /// Entries after number `after`, oldest first, and how many of these are gone already. The
     /// context value is blotted out wherever the peer planted it.
     pub fn after(&self, after: u64, context: &Secret) -> (Vec<TranscriptEntry>, u64) {
-        let (mut entries, first) = {
-            let ring = self.ring.lock();
-            let entries: Vec<_> = ring.entries.iter().filter(|e| e.seq > after).cloned().collect();
-            (entries, ring.entries.front().map(|e| e.seq))
-        };
+        let (mut entries, first) = self.ring.lock().after(after);
         for entry in &mut entries {
             blot(&mut entry.said, context);
         }
@@ -219,24 +209,7 @@ impl Transcript {
     }
 
     fn add(&self, stream: u64, way: Way, said: Said, now: Duration) {
-        let mut ring = self.ring.lock();
-        ring.seq += 1;
-        let mut times = 1;
-        if is_sign_of_life(&said) {
-            let tail = ring.entries.iter().rev().take(SIGNS_LOOKED_AT);
-            let tail = tail.take_while(|e| e.stream == stream && is_sign_of_life(&e.said));
-            let same = tail.enumerate().find(|(_, e)| e.way == way && is_same_sign(&e.said, &said));
-            if let Some(at) = same.map(|(back, _)| ring.entries.len() - 1 - back)
-                && let Some(old) = ring.entries.remove(at)
-            {
-                times += old.times;
-            }
-        }
-        if ring.entries.len() >= TRANSCRIPT_ENTRIES {
-            ring.entries.pop_front();
-        }
-        let seq = ring.seq;
-        ring.entries.push_back(TranscriptEntry { seq, at: now, stream, way, said, times });
+        self.ring.lock().push(stream, way, said, now);
     }
 }
 
