@@ -356,7 +356,7 @@ impl<J: LinkJudge> Dialler<J> {
             match called {
                 Ok(response) => {
                     self.link.pin(dialect);
-                    Ok(response.into_inner())
+                    Ok(Box::new(response.into_inner()))
                 }
                 Err(status) => Err(StreamEnd::new(status.code(), describe(&status))),
             }

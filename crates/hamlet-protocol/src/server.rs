@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -173,15 +174,19 @@ impl AgentServer {
             let (refusals, door) = (refusals.clone(), door.clone());
             context.spawner.clone().spawn("agent/connection", async move {
                 // On the heap by itself: it is large, and gone once the connection is let in.
-                let letting_in = Box::pin(door.let_in(stream, place, config, &context));
-                let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
-                match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
-                    Ok((tls, proven)) => {
-                        if let Some(serving) = serve(tls, proven, remote, limits, context, shutdown) {
-                            serving.await;
+                let serving = Box::pin(async {
+                    let letting_in = door.let_in(stream, place, config, &context);
+                    let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
+                    match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
+                        Ok((tls, proven)) => serve(tls, proven, remote, limits, &context, shutdown),
+                        Err(error) => {
+                            refusals.warn(remote, &error);
+                            None
                         }
                     }
-                    Err(error) => refusals.warn(remote, &error),
+                });
+                if let Some(serving) = serving.await {
+                    serving.await;
                 }
             });
         }
@@ -245,9 +250,9 @@ fn serve<J: LinkJudge>(
     proven: ProvenPeer,
     remote: SocketAddr,
     limits: ConnectionLimits,
-    context: ServerContext<J>,
+    context: &ServerContext<J>,
     shutdown: Shutdown,
-) -> Option<impl Future<Output = ()> + Send> {
+) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
     let Some(link) = context.links.load().get(&proven.peer).cloned() else {
         tracing::warn!(%remote, peer = %proven.peer, "a trusted peer without a link");
         return None;
@@ -281,9 +286,9 @@ fn serve<J: LinkJudge>(
         .keep_alive_interval(transport::SERVER_PING)
         .keep_alive_timeout(transport::PING_TIMEOUT);
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(tls), service));
-    let trust = context.trust;
+    let trust = context.trust.clone();
     let mut trust_changed = trust.changed();
-    Some(async move {
+    Some(Box::pin(async move {
         let _counted = counted;
         let mut stopping = false;
         'serving: loop {
@@ -327,7 +332,7 @@ fn serve<J: LinkJudge>(
                 }
             }
         }
-    })
+    }))
 }
 
 /// What a connection's task waits for beside the connection.
@@ -439,7 +444,7 @@ impl<J: LinkJudge> Rpc<J> {
         let (link, running) = (self.link, cell.clone());
         tracing::info!(peer = %link.peer(), stream = cell.id, version = %dialect, "stream accepted");
         self.spawner.spawn(format!("stream/{}", link.peer()), async move {
-            let opening = std::future::ready(Ok(inbound));
+            let opening = std::future::ready(Ok(Box::new(inbound)));
             let end = running.run(opening, views, link.shutdown().clone()).await;
             link.close(&running, &end);
         });
@@ -456,7 +461,7 @@ struct Establish<J: LinkJudge> {
 impl<J: LinkJudge> tonic::server::StreamingService<Incoming> for Establish<J> {
     type Response = Outgoing;
     type ResponseStream = Outbound;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<Streaming<Incoming>>) -> Self::Future {
         Box::pin(self.rpc.clone().establish(self.dialect, request.into_inner()))

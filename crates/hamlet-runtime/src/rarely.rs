@@ -14,7 +14,7 @@ use futures::task::AtomicWaker;
 /// The same future, which is polled only when it was itself woken, however often its task is.
 pub fn rarely<F: Future>(future: F) -> Rarely<F> {
     let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: AtomicWaker::new() });
-    Rarely { future: Box::pin(future), waker: bell.clone().into(), bell }
+    Rarely { future: Box::pin(future), waker: bell.clone().into(), bell, task: None }
 }
 
 /// See [`rarely`].
@@ -24,6 +24,8 @@ pub struct Rarely<F> {
     future: Pin<Box<F>>,
     bell: Arc<Bell>,
     waker: Waker,
+    /// Whom the bell is sure to wake until it has rung.
+    task: Option<Waker>,
 }
 
 /// Notes that the future wants to be polled, and wakes its task.
@@ -48,11 +50,18 @@ impl<F: Future> Future for Rarely<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let known = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
+        if known && !self.bell.rung.load(Ordering::SeqCst) {
+            return Poll::Pending;
+        }
         // Registered before the look, so that no ring falls between.
         self.bell.task.register(cx.waker());
         if !self.bell.rung.swap(false, Ordering::SeqCst) {
+            self.task = Some(cx.waker().clone());
             return Poll::Pending;
         }
+        // The ring may have used up what was just registered; then this task is polled once more.
+        self.task = None;
         let Rarely { future, waker, .. } = &mut *self;
         future.as_mut().poll(&mut Context::from_waker(waker))
     }
@@ -79,6 +88,33 @@ mod tests {
         notify.notify_one();
         assert!(futures::poll!(&mut rare).is_ready());
         assert_eq!(polls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn whoever_polled_it_last_is_woken_also_at_the_second_ring() {
+        #[derive(Default)]
+        struct Count(AtomicU32);
+        impl Wake for Count {
+            fn wake(self: Arc<Count>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let tasks = [Arc::new(Count::default()), Arc::new(Count::default())];
+        let woken = || tasks.each_ref().map(|task| task.0.load(Ordering::Relaxed));
+        let inner = std::sync::Mutex::new(None);
+        let mut rare = rarely(std::future::poll_fn(|cx| {
+            *inner.lock().unwrap() = Some(cx.waker().clone());
+            Poll::<()>::Pending
+        }));
+        let ring = || inner.lock().unwrap().clone().unwrap().wake();
+        for (task, wanted) in [(0, [1, 0]), (0, [2, 0]), (1, [2, 1]), (0, [3, 1])] {
+            let waker = tasks[task].clone().into();
+            for _ in 0..3 {
+                assert!(Pin::new(&mut rare).poll(&mut Context::from_waker(&waker)).is_pending());
+            }
+            ring();
+            assert_eq!(woken(), wanted);
+        }
     }
 
     #[tokio::test]
