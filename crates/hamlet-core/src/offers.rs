@@ -217,14 +217,8 @@ impl Publications {
         } else {
             self.encode_offers(inner, inputs);
         }
-        for group in &inner.groups {
-            let selected = inputs.services.iter().filter(|s| group.key.selects(s));
-            let wanted: BTreeMap<Arc<str>, Arc<Offer>> = selected
-                .filter_map(|s| inner.offers.get(&s.name)?.1.as_ref().ok())
-                .map(|offer| (offer.key.clone(), offer.clone()))
-                .collect();
-            group.view.set(&wanted, inputs.ready, &self.versions);
-        }
+        // First who has which view, then what is in it: a stream that is woken by a change of a view
+        // must know by then that the view is no longer its own.
         let Inner { groups, views, .. } = inner;
         for group in groups {
             for peer in &group.peers {
@@ -238,6 +232,14 @@ impl Publications {
             }
         }
         views.retain(|peer, _| inputs.peers.contains(peer));
+        for group in &inner.groups {
+            let selected = inputs.services.iter().filter(|s| group.key.selects(s));
+            let wanted: BTreeMap<Arc<str>, Arc<Offer>> = selected
+                .filter_map(|s| inner.offers.get(&s.name)?.1.as_ref().ok())
+                .map(|offer| (offer.key.clone(), offer.clone()))
+                .collect();
+            group.view.set(&wanted, inputs.ready, &self.versions);
+        }
     }
 
     /// Encodes what is new or changed; the rest keeps its bytes.

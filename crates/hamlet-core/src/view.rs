@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use crate::digest::{DigestTree, Level, Scope, bucket_of, key_hash, leaf};
 use crate::durable::Hash32;
@@ -116,7 +116,8 @@ struct Cursor {
     at: u64,
 }
 
-// Subscriptions are numbered over all views, so that one keeps its number when it moves to a fork.
+// Subscriptions and who is woken are numbered over all views, so that a subscription keeps its number
+// when it moves to a fork.
 static NEXT_SUBSCRIPTION: AtomicU64 = AtomicU64::new(1);
 
 /// What one group of peers should have.
@@ -124,7 +125,8 @@ static NEXT_SUBSCRIPTION: AtomicU64 = AtomicU64::new(1);
 pub struct View {
     type_url: Arc<str>,
     state: Mutex<State>,
-    changed: watch::Sender<u64>,
+    /// Who is woken at a change; never locked together with the state.
+    watching: Mutex<BTreeMap<u64, Waker>>,
 }
 
 impl View {
@@ -142,7 +144,7 @@ impl View {
                 cursors: BTreeMap::new(),
                 ready: false,
             }),
-            changed: watch::Sender::new(0),
+            watching: Mutex::default(),
         })
     }
 
@@ -168,7 +170,7 @@ impl View {
                     .collect(),
                 ready: state.ready,
             }),
-            changed: watch::Sender::new(0),
+            watching: Mutex::default(),
         })
     }
 
@@ -181,9 +183,20 @@ impl View {
         &self.type_url
     }
 
-    /// Woken at every change.
-    pub fn changed(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// Wakes `waker` at every change, for as long as what is returned lives. The writer of a stream
+    /// is woken by nobody between: with many consumers each hop costs as often as there are streams.
+    pub fn watched_by(self: &Arc<View>, waker: Waker) -> Watching {
+        let id = NEXT_SUBSCRIPTION.fetch_add(1, Ordering::Relaxed);
+        self.watchers().insert(id, waker);
+        Watching { view: self.clone(), id }
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.watchers().values().for_each(Waker::wake_by_ref);
     }
 
     /// Number of live keys.
@@ -257,7 +270,7 @@ impl View {
         state.trim_tombstones();
         drop(state);
         if changes > 0 || became_ready {
-            self.changed.send_modify(|v| *v += 1);
+            self.wake();
         }
         changes
     }
@@ -273,7 +286,7 @@ impl View {
         let version = versions.next();
         state.put(offer, false, version);
         drop(state);
-        self.changed.send_modify(|v| *v += 1);
+        self.wake();
         version
     }
 
@@ -286,7 +299,7 @@ impl View {
         state.put(offer, true, version);
         state.trim_tombstones();
         drop(state);
-        self.changed.send_modify(|v| *v += 1);
+        self.wake();
         Some(version)
     }
 
@@ -294,7 +307,7 @@ impl View {
     pub fn set_ready(&self, ready: bool) {
         let before = std::mem::replace(&mut self.lock().ready, ready);
         if ready && !before {
-            self.changed.send_modify(|v| *v += 1);
+            self.wake();
         }
     }
 
@@ -344,6 +357,10 @@ impl State {
 
     /// Forgets tombstones that every cursor has passed, and the oldest beyond the cap.
     fn trim_tombstones(&mut self) {
+        if self.tombstones.is_empty() {
+            // Most of the time; and there may be a thousand cursors to compare.
+            return;
+        }
         let slowest = self.cursors.values().map(|c| c.at).min().unwrap_or(self.head);
         let slowest = if is_on(SeededBug::TombstonePurged) { self.head } else { slowest };
         while let Some(&oldest) = self.tombstones.first() {
@@ -397,6 +414,22 @@ pub enum Next {
     AtHead,
     /// Deletions that this subscription hasn't passed were forgotten: begin again with the whole set.
     Resync,
+}
+
+/// Somebody who is woken at every change of a view; dropping it ends that.
+#[derive(Debug)]
+#[must_use = "nobody is woken once it is dropped"]
+pub struct Watching {
+    view: Arc<View>,
+    id: u64,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let waker = self.view.watchers().remove(&self.id);
+        // Whatever it holds is let go of outside of the lock.
+        drop(waker);
+    }
 }
 
 /// One consumer's place in a view. Dropping it lets go of the tombstones kept for it.
@@ -527,6 +560,11 @@ impl Subscription {
         self.ahead.clear();
     }
 
+    /// Whether everything up to a version was handed out.
+    pub fn has_passed(&self, version: u64) -> bool {
+        version <= self.cursor
+    }
+
     /// How many keys are behind the cursor, at most `max`.
     pub fn behind(&self, max: usize) -> usize {
         let state = self.view.lock();
@@ -566,7 +604,13 @@ impl Subscription {
                 self.pass = Some(Pass { target: state.head, position: None, plan: state.plan(self.cursor) });
             }
             match self.advance(&state) {
-                Some(change) => return Next::Change(change),
+                Some(change) => {
+                    // With its last change a pass is over: nobody has to ask only to hear that.
+                    if self.pass.as_ref().and_then(|p| p.plan.as_ref()).is_some_and(BTreeSet::is_empty) {
+                        self.end_pass(&mut state);
+                    }
+                    return Next::Change(change);
+                }
                 None => self.end_pass(&mut state),
             }
             if is_on(SeededBug::BookmarkBeforeTail) {
@@ -654,7 +698,10 @@ impl Subscription {
         let Some(pass) = self.pass.take() else { return };
         self.cursor = if is_on(SeededBug::CursorToHead) { state.head } else { pass.target };
         self.ahead.retain(|_, version| *version > pass.target);
-        state.cursors.insert(self.id, self.place());
+        match state.cursors.get_mut(&self.id) {
+            Some(place) => place.at = self.cursor,
+            None => drop(state.cursors.insert(self.id, self.place())),
+        }
         state.trim_tombstones();
     }
 }

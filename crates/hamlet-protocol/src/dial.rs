@@ -9,7 +9,7 @@ use std::time::Duration;
 use hamlet_core::PeerName;
 use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{Expect, LocalIdentity, ProvenPeer, Role, TrustTable};
-use hamlet_runtime::{Backoff, Shutdown, Spawner};
+use hamlet_runtime::{Backoff, Shutdown, Spawner, rarely};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -356,7 +356,7 @@ impl<J: LinkJudge> Dialler<J> {
             match called {
                 Ok(response) => {
                     self.link.pin(dialect);
-                    Ok(response.into_inner())
+                    Ok(Box::new(response.into_inner()))
                 }
                 Err(status) => Err(StreamEnd::new(status.code(), describe(&status))),
             }
@@ -424,7 +424,14 @@ impl<J: LinkJudge> Dialler<J> {
             let mut changed = trust.changed();
             tokio::pin!(connection);
             'driving: loop {
-                tokio::select! {
+                let mut rare = rarely(async {
+                    tokio::select! {
+                        Ok(()) = changed.changed() => true,
+                        () = link.shutdown().forced() => false,
+                    }
+                });
+                let trusted_anew = tokio::select! {
+                    biased;
                     ended = &mut connection => {
                         if ended.is_err_and(|error| transport::told_to_calm(&error)) {
                             let most = transport::CLIENT_PING_MAX.as_millis() as u64;
@@ -439,16 +446,19 @@ impl<J: LinkJudge> Dialler<J> {
                         }
                         break 'driving;
                     }
-                    Ok(()) = changed.changed() => {
-                        let expect = Expect::Peer(link.peer());
-                        if let Err(error) = hamlet_identity::proven_server(&trust, Some(&certificates), Role::Agent, expect) {
-                            tracing::warn!(peer = %link.peer(), %error, "a connection is no longer trusted; closed");
-                            // Dropping the connection alone would let its streams go on.
-                            link.end_stream(StreamEnd::new(Code::Unauthenticated, error.to_string()));
-                            break 'driving;
-                        }
-                    }
-                    () = link.shutdown().forced() => break 'driving,
+                    happened = &mut rare => happened,
+                };
+                if !trusted_anew {
+                    break 'driving;
+                }
+                let expect = Expect::Peer(link.peer());
+                if let Err(error) =
+                    hamlet_identity::proven_server(&trust, Some(&certificates), Role::Agent, expect)
+                {
+                    tracing::warn!(peer = %link.peer(), %error, "a connection is no longer trusted; closed");
+                    // Dropping the connection alone would let its streams go on.
+                    link.end_stream(StreamEnd::new(Code::Unauthenticated, error.to_string()));
+                    break 'driving;
                 }
             }
         });

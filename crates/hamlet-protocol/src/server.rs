@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{
     LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, SilentPlace, SilentSockets, TrustTable, read_hello,
 };
-use hamlet_runtime::{Clock, Shutdown, Spawner};
+use hamlet_runtime::{Clock, Shutdown, Spawner, rarely};
 use hyper::body::Incoming as Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -172,11 +173,20 @@ impl AgentServer {
             let place = door.silent.enter(remote.ip());
             let (refusals, door) = (refusals.clone(), door.clone());
             context.spawner.clone().spawn("agent/connection", async move {
-                let letting_in = door.let_in(stream, place, config, &context);
-                let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
-                match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
-                    Ok((tls, proven)) => serve(tls, proven, remote, limits, context, shutdown).await,
-                    Err(error) => refusals.warn(remote, &error),
+                // On the heap by itself: it is large, and gone once the connection is let in.
+                let serving = Box::pin(async {
+                    let letting_in = door.let_in(stream, place, config, &context);
+                    let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
+                    match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
+                        Ok((tls, proven)) => serve(tls, proven, remote, limits, &context, shutdown),
+                        Err(error) => {
+                            refusals.warn(remote, &error);
+                            None
+                        }
+                    }
+                });
+                if let Some(serving) = serving.await {
+                    serving.await;
                 }
             });
         }
@@ -233,25 +243,26 @@ impl Door {
     }
 }
 
-async fn serve<J: LinkJudge>(
+/// Serves one connection to its end; `None` if it can't be. Not an `async fn`: those keep room for
+/// their arguments as long as they run, and an idle connection is mostly its own size.
+fn serve<J: LinkJudge>(
     tls: TlsStream<TcpStream>,
     proven: ProvenPeer,
     remote: SocketAddr,
     limits: ConnectionLimits,
-    context: ServerContext<J>,
+    context: &ServerContext<J>,
     shutdown: Shutdown,
-) {
+) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
     let Some(link) = context.links.load().get(&proven.peer).cloned() else {
         tracing::warn!(%remote, peer = %proven.peer, "a trusted peer without a link");
-        return;
+        return None;
     };
-    let Some(_counted) = link.count_connection(limits.connections_per_peer) else {
+    let Some(counted) = link.count_connection(limits.connections_per_peer) else {
         tracing::warn!(%remote, peer = %proven.peer, "too many connections of one peer; closed the newest");
-        return;
+        return None;
     };
     let certified = proven.peer.clone();
     let certificates: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-    let mut trust_changed = context.trust.changed();
     let budget = Arc::new(StreamBudget::new(limits.streams_a_minute));
     let (tls, gauge) = Metered::new(tls, limits.frames, Side::Accepted, context.clock.clone());
     let rpc = Rpc {
@@ -260,7 +271,8 @@ async fn serve<J: LinkJudge>(
         spawner: context.spawner.clone(),
         budget: budget.clone(),
     };
-    let service = hyper::service::service_fn(move |request| rpc.clone().call(request));
+    // Boxed: HTTP/2 would keep the room of the opening for as long as the stream lives.
+    let service = hyper::service::service_fn(move |request| Box::pin(rpc.clone().call(request)));
     let mut builder = hyper::server::conn::http2::Builder::new(SpawnExecutor(context.spawner.clone()));
     builder
         .timer(TokioTimer::new())
@@ -273,38 +285,61 @@ async fn serve<J: LinkJudge>(
         .max_local_error_reset_streams(64usize)
         .keep_alive_interval(transport::SERVER_PING)
         .keep_alive_timeout(transport::PING_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(tls), service);
-    tokio::pin!(connection);
-    let mut stopping = false;
-    'serving: loop {
-        tokio::select! {
-            outcome = &mut connection => {
-                if let Some(flood) = gauge.flood() {
-                    link.count_flood();
-                    tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
-                } else if let Err(error) = outcome {
-                    tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(tls), service));
+    let trust = context.trust.clone();
+    let mut trust_changed = trust.changed();
+    Some(Box::pin(async move {
+        let _counted = counted;
+        let mut stopping = false;
+        'serving: loop {
+            let going = !stopping;
+            let mut rare = rarely(async {
+                tokio::select! {
+                    Ok(()) = trust_changed.changed() => Rare::Trust,
+                    () = budget.overdrawn.notified() => Rare::Overdrawn,
+                    () = shutdown.begun(), if going => Rare::Stopping,
                 }
-                break 'serving;
-            }
-            Ok(()) = trust_changed.changed() => {
-                let again = hamlet_identity::proven_client(&context.trust, Some(&certificates), Role::Agent);
-                if let Err(error) = again {
-                    tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+            });
+            let rare = tokio::select! {
+                biased;
+                outcome = &mut connection => {
+                    if let Some(flood) = gauge.flood() {
+                        link.count_flood();
+                        tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
+                    } else if let Err(error) = outcome {
+                        tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+                    }
                     break 'serving;
                 }
-            }
-            () = budget.overdrawn.notified() => {
-                link.count_flood();
-                tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
-                break 'serving;
-            }
-            () = shutdown.begun(), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
+                rare = &mut rare => rare,
+            };
+            match rare {
+                Rare::Trust => {
+                    let again = hamlet_identity::proven_client(&trust, Some(&certificates), Role::Agent);
+                    if let Err(error) = again {
+                        tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+                        break 'serving;
+                    }
+                }
+                Rare::Overdrawn => {
+                    link.count_flood();
+                    tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
+                    break 'serving;
+                }
+                Rare::Stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         }
-    }
+    }))
+}
+
+/// What a connection's task waits for beside the connection.
+enum Rare {
+    Trust,
+    Overdrawn,
+    Stopping,
 }
 
 struct Rpc<J: LinkJudge> {
@@ -409,7 +444,7 @@ impl<J: LinkJudge> Rpc<J> {
         let (link, running) = (self.link, cell.clone());
         tracing::info!(peer = %link.peer(), stream = cell.id, version = %dialect, "stream accepted");
         self.spawner.spawn(format!("stream/{}", link.peer()), async move {
-            let opening = std::future::ready(Ok(inbound));
+            let opening = std::future::ready(Ok(Box::new(inbound)));
             let end = running.run(opening, views, link.shutdown().clone()).await;
             link.close(&running, &end);
         });
@@ -426,7 +461,7 @@ struct Establish<J: LinkJudge> {
 impl<J: LinkJudge> tonic::server::StreamingService<Incoming> for Establish<J> {
     type Response = Outgoing;
     type ResponseStream = Outbound;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<Streaming<Incoming>>) -> Self::Future {
         Box::pin(self.rpc.clone().establish(self.dialect, request.into_inner()))
