@@ -55,10 +55,13 @@ async fn two_agents_prove_each_other_over_http2() {
     assert_eq!(server.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let certs = server.get_ref().1.peer_certificates();
     let caller = proven_client(&m.at_acme, certs, Role::Agent).unwrap();
-    assert_eq!((caller.peer, caller.id, caller.role), (peer("globex"), m.globex.agent_id(), Role::Agent));
+    assert_eq!(
+        (caller.peer, caller.id, caller.role),
+        (peer("globex"), m.globex.agent_id().into(), Role::Agent)
+    );
     let certs = client.get_ref().1.peer_certificates();
     let owner = proven_server(&m.at_globex, certs, Role::Agent, Expect::Peer(&peer("acme"))).unwrap();
-    assert_eq!((owner.peer, owner.id), (peer("acme"), m.acme.agent_id()));
+    assert_eq!((owner.peer, owner.id), (peer("acme"), m.acme.agent_id().into()));
 }
 
 #[tokio::test]

@@ -572,7 +572,9 @@ impl<J: LinkJudge> Link<J> {
             }
             _ => {}
         }
-        let ours_wins = self.context.our_id < proven.id;
+        // Both sides compare the same two ids, and find opposite answers. A peer without SPIFFE ids
+        // doesn't compare: its own stream is kept.
+        let ours_wins = proven.id.spiffe().is_some_and(|theirs| self.context.our_id < *theirs);
         if active.dialled != dialled && dialled != ours_wins {
             return Err(StreamEnd::new(
                 Code::AlreadyExists,

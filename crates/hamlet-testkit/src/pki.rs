@@ -222,13 +222,8 @@ impl TestCa {
 
     /// What another mesh configures to believe this one as `peer`: agent and gateway ids.
     pub fn trust_as(&self, peer: &str) -> PeerTrust {
-        PeerTrust {
-            peer: PeerName::parse(peer).expect("a peer name"),
-            trust_domain: self.domain.clone(),
-            bundle: self.bundle(),
-            agent_ids: vec![self.agent_id()],
-            gateway_ids: vec![self.gateway_id()],
-        }
+        let peer = PeerName::parse(peer).expect("a peer name");
+        PeerTrust::new(peer, self.bundle(), vec![self.agent_id()], vec![self.gateway_id()])
     }
 
     /// A good leaf for the agent.
