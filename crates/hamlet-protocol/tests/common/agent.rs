@@ -14,6 +14,7 @@ use hamlet_core::lease::NameLeases;
 use hamlet_core::offers::{IngressOffer, PublicationInputs};
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{CallerForm, DnsLabel, Fqdn, LocalInstance, LocalService, PeerName, Protocol, ServiceName};
+use hamlet_identity::TrustTable;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::{Dialect, Secret};
@@ -65,6 +66,8 @@ pub struct Agent {
     pub publications: Arc<Offered>,
     /// Its imports.
     pub catalogue: ImportedCatalogue,
+    /// Whom it believes.
+    pub trust: Arc<TrustTable>,
     /// Its links by peer.
     pub links: Links,
     /// Its tasks.
@@ -159,7 +162,7 @@ impl Agent {
         let address = server.local_addr();
         let server_context = ServerContext {
             links: links.clone(),
-            trust,
+            trust: trust.clone(),
             identity,
             clock: clock.clone(),
             spawner: spawner.clone(),
@@ -171,6 +174,7 @@ impl Agent {
             store,
             publications,
             catalogue,
+            trust,
             links,
             supervisor,
             shutdown,
