@@ -52,7 +52,7 @@ pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
 pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,
-    gateway_server_config, provider,
+    gateway_server_config, peer_server_name, provider,
 };
 pub use trust::{
     Fingerprint, ForeignIdentity, PeerTrust, ProvenId, ProvenPeer, Role, TrustError, TrustTable,

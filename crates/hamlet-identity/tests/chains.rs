@@ -459,3 +459,18 @@ mod garbage {
         }
     }
 }
+
+/// The same law that the fuzzer checks, over plans at random; enough of them prove somebody.
+#[test]
+fn what_is_accepted_is_what_a_second_and_simpler_look_accepts() {
+    use proptest::strategy::{Strategy, ValueTree};
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let plans = proptest::collection::vec(proptest::num::u8::ANY, 0..48);
+    let accepted = (0..2000).filter(|_| {
+        let plan = plans.new_tree(&mut runner).expect("a plan").current();
+        hamlet_testkit::law::chain_law(&plan)
+    });
+    let accepted = accepted.count();
+    println!("{accepted} of 2000 plans accepted");
+    assert!(accepted > 40, "{accepted}");
+}

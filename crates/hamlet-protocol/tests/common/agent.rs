@@ -23,7 +23,7 @@ use hamlet_protocol::limits::SharedLimits;
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_protocol::server::{AgentServer, Links, ServerContext};
 use hamlet_runtime::{Clock, Shutdown, Supervisor, SystemClock, TaskState};
-use hamlet_testkit::pki::{TestCa, trust_table};
+use hamlet_testkit::pki::{TestCa, TestLeaf, trust_table};
 use hamlet_testkit::store::MemoryStore;
 
 use super::{rules, service};
@@ -60,6 +60,8 @@ pub struct Agent {
     pub name: &'static str,
     /// Its own CA.
     pub ca: TestCa,
+    /// What it presents.
+    pub leaf: TestLeaf,
     /// What outlives it.
     pub store: Arc<MemoryStore>,
     /// Its views.
@@ -124,12 +126,35 @@ impl Agent {
         peers: &[Known<'_>],
         manner: Manner,
     ) -> Agent {
+        let leaf = ca.agent();
+        Agent::whole(name, ca, leaf, store, peers, manner).await
+    }
+
+    /// An agent that presents a leaf of its own.
+    pub async fn presenting(
+        name: &'static str,
+        ca: TestCa,
+        leaf: TestLeaf,
+        store: Arc<MemoryStore>,
+        peers: &[Known<'_>],
+    ) -> Agent {
+        Agent::whole(name, ca, leaf, store, peers, Manner::default()).await
+    }
+
+    async fn whole(
+        name: &'static str,
+        ca: TestCa,
+        leaf: TestLeaf,
+        store: Arc<MemoryStore>,
+        peers: &[Known<'_>],
+        manner: Manner,
+    ) -> Agent {
         let clock = SystemClock::shared();
         let shutdown = Shutdown::new();
         let supervisor = Supervisor::new(shutdown.clone());
         let spawner = supervisor.spawner();
         let trust = trust_table(peers.iter().map(|p| p.ca.trust_as(p.name)).collect());
-        let identity = ca.agent().identity();
+        let identity = leaf.identity();
         let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {
@@ -171,6 +196,7 @@ impl Agent {
         Agent {
             name,
             ca,
+            leaf,
             store,
             publications,
             catalogue,
