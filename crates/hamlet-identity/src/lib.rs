@@ -56,7 +56,7 @@ pub use tls::{
 };
 pub use trust::{
     Fingerprint, ForeignIdentity, PeerTrust, ProvenId, ProvenPeer, Role, TrustError, TrustTable,
-    fingerprint_text,
+    fingerprint_of, fingerprint_text,
 };
 pub use validity::Validity;
 pub use verify::{

@@ -13,6 +13,8 @@ use arc_swap::ArcSwap;
 use hamlet_core::{Fqdn, PeerName, SpiffeId, TrustDomain};
 use hamlet_runtime::Clock;
 use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::bundle::TrustBundle;
@@ -138,6 +140,11 @@ impl fmt::Display for ProvenId {
             ProvenId::Certificate(fingerprint) => f.write_str(&fingerprint_text(fingerprint)),
         }
     }
+}
+
+/// The fingerprint of a certificate.
+pub fn fingerprint_of(certificate: &CertificateDer<'_>) -> Fingerprint {
+    Sha256::digest(certificate).into()
 }
 
 /// A fingerprint as it is written in documents: `sha256:` and 64 digits.

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use hamlet_core::{Fqdn, PeerName, SpiffeId};
 use rustls_pki_types::CertificateDer;
-use sha2::{Digest, Sha256};
 
 use crate::failures::Refusal;
 use crate::inspect::{Inspected, inspect, plain};
 use crate::path;
 use crate::refused::VerifyError;
 use crate::trust::{
-    Fingerprint, ForeignIdentity, PeerTrust, ProvenId, ProvenPeer, Role, TrustTable, fingerprint_text,
+    Fingerprint, ForeignIdentity, PeerTrust, ProvenId, ProvenPeer, Role, TrustTable, fingerprint_of,
+    fingerprint_text,
 };
 
 /// Most certificates in a presented chain, the leaf included (threat T15).
@@ -104,7 +104,7 @@ fn prove(
     if let Some(reason) = read.bad_serial {
         return Err(malformed(reason.to_owned()));
     }
-    let fingerprint: Fingerprint = Sha256::digest(leaf).into();
+    let fingerprint = fingerprint_of(leaf);
     let (peer, id) = match foreign_peer(trust, &read, &fingerprint, role, expect)? {
         Some((peer, foreign)) => {
             let id = check_foreign(trust, &peer, &foreign, &read, &fingerprint, usage)?;
