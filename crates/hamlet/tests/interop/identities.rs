@@ -45,6 +45,8 @@ fn a_go_consumer_of_another_name_is_refused_until_its_name_is_configured() {
     assert_eq!(refused.events("create").len(), 0);
     drop(refused);
     meeting.know(&by_name(THEIR_HOST));
+    let reloaded = meeting.acme.cli(&["reload"]);
+    assert_eq!(reloaded.code, 0, "{reloaded:?}");
     meeting.dialler(&go, "consumer", &[]).until_count("create", 1);
 }
 
@@ -61,4 +63,28 @@ fn a_v1alpha2_peer_that_we_dial_is_known_by_its_fingerprint() {
     meeting.until_imported(3);
     meeting.until_acknowledged(2);
     assert_eq!(meeting.peer()["provenBy"], meeting.fingerprint);
+}
+
+#[test]
+#[ignore = "needs Python: interop/build"]
+fn a_revoked_peer_is_cut_off_when_the_list_is_replaced_and_let_in_when_it_no_longer_is() {
+    let Some(python) = python_peer() else { return };
+    let mut meeting = Meeting::new();
+    meeting.offer(&names(1));
+    meeting.revoke(false);
+    let (_peer, address) = meeting.listener(&python, "both", &["--services", "2"]);
+    let more = "  crl: {file: peers/foreign.crl}\n".to_owned();
+    meeting.know(&Terms { address: Some(address), more, ..Terms::default() });
+    meeting.acme.start();
+    meeting.until_imported(2);
+    let peer = meeting.until_peer("its lists", |p| p["crl"]["lists"] == 1);
+    assert_eq!((&peer["crl"]["revoked"], &peer["crl"]["refuses"]), (&0.into(), &false.into()), "{peer}");
+
+    meeting.revoke(true);
+    let revoked = |p: &serde_json::Value| p["authFailures"].to_string().contains("is revoked");
+    let peer = meeting.until_peer("its certificate revoked", |p| revoked(p) && p["provenBy"].is_null());
+    assert_eq!(peer["crl"]["revoked"], 1, "{peer}");
+
+    meeting.revoke(false);
+    meeting.until_peer("a stream again", |p| p["provenBy"].is_string());
 }

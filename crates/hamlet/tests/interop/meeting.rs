@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use hamlet_core::Fqdn;
 use hamlet_identity::{fingerprint_of, fingerprint_text};
-use hamlet_testkit::pki::{LeafSpec, TestCa};
+use hamlet_testkit::pki::{DAY, LeafSpec, TestCa, TestLeaf};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -46,6 +46,7 @@ pub(crate) struct Meeting {
     pub(crate) port: u16,
     /// The SHA-256 of the peer's certificate, as a document has it.
     pub(crate) fingerprint: String,
+    leaf: TestLeaf,
     ca: TestCa,
     root: TempDir,
 }
@@ -70,7 +71,13 @@ impl Meeting {
         let fingerprint = fingerprint_text(&fingerprint_of(&leaf.chain[0]));
         fs::write(root.path().join("acme-ca.pem"), acme.bundle()).unwrap();
         let port = acme.block.service_port();
-        Meeting { acme, port, fingerprint, ca, root }
+        Meeting { acme, port, fingerprint, leaf, ca, root }
+    }
+
+    /// Writes the revocation list of the peer's CA, with its certificate on it or not.
+    pub(crate) fn revoke(&self, revoked: bool) {
+        let on_it: &[&TestLeaf] = if revoked { &[&self.leaf] } else { &[] };
+        self.acme.write(&format!("peers/{PEER}.crl"), &self.ca.crl(on_it, DAY));
     }
 
     /// Declares the peer and an import of all it has. Its services have loopback endpoints.
