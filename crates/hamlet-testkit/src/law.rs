@@ -122,7 +122,7 @@ fn plan(bytes: &mut Bytes<'_>) -> Plan {
         })
         .collect();
     let role = if bytes.next() % 4 == 3 { Role::Gateway } else { Role::Agent };
-    let usage = if bytes.next() % 2 == 0 { Usage::Client } else { Usage::Server };
+    let usage = if bytes.next().is_multiple_of(2) { Usage::Client } else { Usage::Server };
     let dialled = (bytes.next() % 2 == 1).then(|| bytes.below(DOMAINS.len()));
     Plan { signer, permitted, leaf, intermediates, role, usage, dialled }
 }

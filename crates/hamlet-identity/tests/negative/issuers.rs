@@ -206,7 +206,9 @@ fn crossed(world: &mut World) {
     let globex = Authority::root("globex root", |_| {});
     let believed = |ca: &Authority| {
         let domain = TrustDomain::parse("globex.example").unwrap();
-        let bundle = TrustBundle::from_pem(domain.clone(), &pem("CERTIFICATE", &[ca.der.clone()])).unwrap();
+        let bundle =
+            TrustBundle::from_pem(domain.clone(), &pem("CERTIFICATE", std::slice::from_ref(&ca.der)))
+                .unwrap();
         let (agent, gateway) = (domain.id("agent").unwrap(), domain.id("gateway").unwrap());
         let peer = PeerName::parse("globex").unwrap();
         PeerTrust::new(peer, Arc::new(bundle), vec![agent], vec![gateway])
@@ -273,7 +275,8 @@ fn constrained_intermediates(world: &mut World) {
     let agent_mail =
         |f: &mut Forge| f.set(SAN, san(&[(URI, b"spiffe://acme.example/agent"), (MAIL, b"a@acme.example")]));
     let directory = name("x");
-    let cases: [(&str, &'static str, &dyn Fn(&mut Forge), &dyn Fn(&mut Forge), &dyn Fn(&mut Forge)); 9] = [
+    type Spoil<'a> = &'a dyn Fn(&mut Forge);
+    let cases: [(&str, &'static str, Spoil<'_>, Spoil<'_>, Spoil<'_>); 9] = [
         (
             "permits this URI host (a bundle honours that)",
             "constrained-issuer",
@@ -453,7 +456,8 @@ fn roots(world: &mut World) {
 /// A CA of the bundle that may name some hosts only.
 fn constrained_roots(world: &mut World) {
     type Names<'a> = &'a [(u8, &'a [u8])];
-    let cases: [(&str, &'static str, (Names<'_>, Names<'_>), (Names<'_>, Names<'_>)); 12] = [
+    type Both<'a> = (Names<'a>, Names<'a>);
+    let cases: [(&str, &'static str, Both<'_>, Both<'_>); 12] = [
         (
             "permits another host",
             "name-constraints",

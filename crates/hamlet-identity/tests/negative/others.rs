@@ -13,6 +13,8 @@ use crate::forge::{
     san, serial_of, validity,
 };
 
+type Edit = fn(&mut Forge);
+
 const HOST: &[u8] = b"agent.acme.example";
 
 pub(crate) fn add(world: &mut World) {
@@ -76,7 +78,7 @@ fn names(world: &mut World) {
         )
     };
     let both = |rule| [rule, rule];
-    let cases: [(&str, [&'static str; 2], fn(&mut Forge), fn(&mut Forge)); 9] = [
+    let cases: [(&str, [&'static str; 2], Edit, Edit); 9] = [
         (
             "the common name only",
             ["uri-count", "not-named"],
@@ -152,7 +154,8 @@ fn peers_of_names(world: &mut World) {
     let root = world.root.clone();
     let globex = {
         let domain = TrustDomain::parse("globex.example").unwrap();
-        let bundle = TrustBundle::from_pem(domain, &pem("CERTIFICATE", &[root.der.clone()])).unwrap();
+        let bundle =
+            TrustBundle::from_pem(domain, &pem("CERTIFICATE", std::slice::from_ref(&root.der))).unwrap();
         let mut trust = PeerTrust::new(PeerName::parse("globex").unwrap(), Arc::new(bundle), vec![], vec![]);
         trust.foreign = Some(ForeignIdentity::Dns(fqdns(&["agent.globex.example"])));
         trust
@@ -217,7 +220,7 @@ fn pinned(world: &mut World) {
         ..Shown::new(&world.root, chain)
     };
     let good = || shown(myself(|_| {}));
-    let cases: [(&str, &'static str, fn(&mut Forge)); 7] = [
+    let cases: [(&str, &'static str, Edit); 7] = [
         ("has expired", "expired", |f| f.validity = validity(-DAY, -MINUTE)),
         ("isn't valid yet", "not-yet-valid", |f| f.validity = validity(HOUR, DAY)),
         ("is a CA", "leaf-is-ca", |f| f.set(BASIC, basic(true, None))),

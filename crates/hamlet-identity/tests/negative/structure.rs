@@ -158,7 +158,7 @@ fn encoding(world: &mut World) {
     hostile.push(("without its last byte".into(), "malformed", der[..der.len() - 1].to_vec()));
     hostile.push(("with a byte after it".into(), "malformed", [der.clone(), vec![0]].concat()));
     hostile.push(("twice in one".into(), "malformed", [der.clone(), der.clone()].concat()));
-    hostile.push(("as PEM".into(), "malformed", pem("CERTIFICATE", &[der.clone()])));
+    hostile.push(("as PEM".into(), "malformed", pem("CERTIFICATE", std::slice::from_ref(&der))));
     hostile
         .push(("of indefinite length".into(), "malformed", { [&[0x30, 0x80], &der[4..], &[0, 0]].concat() }));
     hostile.push(("with a longer form of its length".into(), "path", {
