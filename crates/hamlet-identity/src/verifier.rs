@@ -12,9 +12,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::refused::VerifyError;
 use crate::tls::provider;
 use crate::trust::{Role, TrustTable};
-use crate::verify::{Expect, Usage, VerifyError, verify_peer_chain};
+use crate::verify::{Expect, Usage, verify_peer_chain};
 
 impl From<VerifyError> for rustls::Error {
     /// One alert for all rules: a stranger learns nothing from it. Our side keeps the whole text

@@ -385,10 +385,9 @@ impl<J: LinkJudge> Dialler<J> {
         let untrusted = |text: String| DialError::Untrusted(address.to_owned(), text);
         transport::tune(&stream).map_err(|e| tls_error(e.to_string()))?;
         let trusted = self.trust.peer(peer);
-        let domain =
-            trusted.ok_or_else(|| untrusted("the peer has no trust bundle".to_owned()))?.trust_domain.clone();
+        let trusted = trusted.ok_or_else(|| untrusted("the peer has no trust bundle".to_owned()))?;
         let config = hamlet_identity::agent_client_config(&self.identity, &self.trust, peer);
-        let name = hamlet_identity::agent_server_name(&domain);
+        let name = hamlet_identity::peer_server_name(&trusted);
         let handshake = TlsConnector::from(config).connect(name, stream);
         let tls = match tokio::time::timeout(transport::HANDSHAKE_DEADLINE, handshake).await {
             Ok(Ok(tls)) => tls,

@@ -18,7 +18,7 @@ use hamlet_core::imported::ServiceJudge;
 use hamlet_core::settle::Settle;
 use hamlet_core::view::View;
 use hamlet_core::{PeerName, SpiffeId};
-use hamlet_identity::ProvenPeer;
+use hamlet_identity::{ProvenId, ProvenPeer};
 use hamlet_runtime::{Clock, Shutdown, Spawner};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -211,6 +211,8 @@ pub struct Link<J: LinkJudge = ServiceJudge> {
     served: Mutex<Option<Arc<StreamCell>>>,
     /// The version that worked last, for as long as we run.
     pinned: Mutex<Option<Dialect>>,
+    /// What the last stream's certificate proved.
+    proven_by: Mutex<Option<ProvenId>>,
     requests: mpsc::Sender<Request<J::Rules>>,
     slot: Mutex<Slot>,
     changed: watch::Sender<u64>,
@@ -292,6 +294,7 @@ impl<J: LinkJudge> Link<J> {
             state,
             served: Mutex::new(None),
             pinned: Mutex::new(None),
+            proven_by: Mutex::new(None),
             requests,
             slot: Mutex::new(slot),
             changed: watch::Sender::new(0),
@@ -482,9 +485,11 @@ impl<J: LinkJudge> Link<J> {
             return Err(StreamEnd::new(Code::Unavailable, "the agent is starting; connect again"));
         };
         if dialect == Dialect::V1alpha1 && !dialled {
+            *self.proven_by.lock() = Some(proven.id.clone());
             return Ok((self.serve(&views), views));
         }
         self.make_place(dialect, dialled, proven)?;
+        *self.proven_by.lock() = Some(proven.id.clone());
         // What is heard must not change between the question and the new stream's place: nothing
         // more is taken from an older stream, and of two that open at once the later one counts.
         let opening = self.opening.fetch_add(1, Ordering::SeqCst) + 1;
@@ -572,7 +577,9 @@ impl<J: LinkJudge> Link<J> {
             }
             _ => {}
         }
-        let ours_wins = self.context.our_id < proven.id;
+        // Both sides compare the same two ids, and find opposite answers. A peer without SPIFFE ids
+        // doesn't compare: its own stream is kept.
+        let ours_wins = proven.id.spiffe().is_some_and(|theirs| self.context.our_id < *theirs);
         if active.dialled != dialled && dialled != ours_wins {
             return Err(StreamEnd::new(
                 Code::AlreadyExists,

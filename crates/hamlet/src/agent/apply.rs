@@ -124,12 +124,13 @@ impl Agent {
         }
     }
 
-    /// Watches certificates, bundles and secrets; anew when the set of files changes.
+    /// Watches certificates, bundles, revocation lists and secrets; anew when the set of files changes.
     fn watch_certificates(self: &Arc<Agent>) {
         let config = self.config();
         let secrets = config.peers.values().filter_map(|p| p.context.as_ref()).map(|c| c.path.clone());
-        let files: BTreeSet<PathBuf> =
-            config.peers.values().map(|p| p.bundle.clone()).chain(secrets).collect();
+        let lists = config.peers.values().filter_map(|p| p.crl.as_ref()).map(|c| c.path.clone());
+        let bundles = config.peers.values().map(|p| p.bundle.clone());
+        let files: BTreeSet<PathBuf> = bundles.chain(lists).chain(secrets).collect();
         let identities = vec![self.agent_identity.clone(), self.gateway_identity.clone()];
         let watch = IdentityWatch::new(identities).with_files(files);
         let mut changed = watch.files_changed();
@@ -141,7 +142,7 @@ impl Agent {
         let agent = self.clone();
         self.spawner.spawn("bundles", async move {
             while let Some(Ok(())) = shutdown.or_begun(changed.changed()).await {
-                tracing::info!("a peer's bundle or secret changed");
+                tracing::info!("a peer's bundle, revocation lists or secret changed");
                 let config = agent.config();
                 *agent.distrusted.lock() = trust_of(&config, &agent.trust);
                 agent.reconcile_links(&config).await;

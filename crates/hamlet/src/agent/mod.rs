@@ -8,7 +8,7 @@ mod apply;
 mod expiry;
 mod listeners;
 mod liveness;
-mod peers;
+pub(crate) mod peers;
 mod policy;
 mod sinks;
 mod state;

@@ -1,17 +1,21 @@
 //! Peers as configured: whom we trust, and one link each, reconciled like any other state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
-use hamlet_identity::{PeerTrust, TrustBundle, TrustTable};
+use hamlet_identity::{
+    BundleError, CRL_BYTES_MAX, ForeignIdentity, PeerTrust, RevocationLists, TrustBundle, TrustTable,
+};
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::{COMMIT_DEADLINE, ImportSettings};
 use hamlet_protocol::link::{Link, LinkConfig};
 
 use super::Agent;
-use crate::config::{Config, Extensions, HoldTime, PeerConfig, Resync, Version};
+use crate::config::{Config, CrlFile, Extensions, HoldTime, PeerConfig, Resync, Version};
 
 /// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
 /// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
@@ -24,14 +28,8 @@ pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName
             tracing::error!(peer = %peer.name, %error, "the context value can't be read; the peer gets no streams");
             distrusted.insert(peer.name.clone(), format!("the context value can't be read: {error}"));
         }
-        match bundle(peer) {
-            Ok(bundle) => peers.push(PeerTrust {
-                peer: peer.name.clone(),
-                trust_domain: peer.trust_domain.clone(),
-                bundle: Arc::new(bundle),
-                agent_ids: peer.agent_ids.clone(),
-                gateway_ids: peer.gateway_ids.clone(),
-            }),
+        match trusted(peer) {
+            Ok(trust) => peers.push(trust),
             Err(why) => {
                 tracing::error!(peer = %peer.name, %why, "this peer is not trusted");
                 distrusted.insert(peer.name.clone(), why);
@@ -45,11 +43,42 @@ pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName
     distrusted
 }
 
-fn bundle(peer: &PeerConfig) -> Result<TrustBundle, String> {
+/// What proves a peer, read from its files. A list of revoked certificates that can't be read leaves
+/// the peer without trust: nobody knows whom it would revoke.
+pub(crate) fn trusted(peer: &PeerConfig) -> Result<PeerTrust, String> {
     let path = peer.bundle.display();
     let pem = std::fs::read(&peer.bundle)
         .map_err(|e| format!("{path}: {e}; put the peer's CA certificates there"))?;
-    TrustBundle::from_pem(peer.trust_domain.clone(), &pem).map_err(|e| format!("{path}: {e}"))
+    let bundle = bundle_of(peer, &pem).map_err(|e| format!("{path}: {e}"))?;
+    let (agents, gateways) = (peer.agent_ids.clone(), peer.gateway_ids.clone());
+    let mut trust = PeerTrust::new(peer.name.clone(), Arc::new(bundle), agents, gateways);
+    trust.foreign.clone_from(&peer.identity);
+    trust.revoked = peer.crl.as_ref().map(revoked).transpose()?.map(Arc::new);
+    Ok(trust)
+}
+
+/// The peer's bundle; certificates that it is known by may stand in it without being CAs.
+pub(crate) fn bundle_of(peer: &PeerConfig, pem: &[u8]) -> Result<TrustBundle, BundleError> {
+    let pinned: &[_] = match &peer.identity {
+        Some(ForeignIdentity::Fingerprints(all)) => all,
+        _ => &[],
+    };
+    TrustBundle::from_pem_pinned(peer.trust_domain.clone(), pem, pinned)
+}
+
+/// The peer's revocation lists.
+pub(crate) fn revoked(crl: &CrlFile) -> Result<RevocationLists, String> {
+    let path = crl.path.display();
+    let bytes = read_up_to(&crl.path, CRL_BYTES_MAX)
+        .map_err(|e| format!("{path}: {e}; put the revocation lists of the peer's CAs there"))?;
+    RevocationLists::read(&bytes, crl.policy).map_err(|e| format!("{path}: {e}"))
+}
+
+/// The file's bytes, at most one more than `most`: who reads them says that it's too many.
+fn read_up_to(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl Agent {

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ConfigStatus, Event, IdentityStatus, ImportStatus, InstanceStatus, ListenerStatus, Origin,
-    PeerState, PeerStatus, Programming, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
-    ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
+    AgentStatus, ConfigStatus, CrlStatus, Event, IdentityStatus, ImportStatus, InstanceStatus,
+    ListenerStatus, Origin, PeerState, PeerStatus, Programming, PublicationStatus, ReadyCheck,
+    ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure,
+    TaskStatus, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
 use hamlet_core::rejection::one_line;
 use hamlet_core::{ImportedService, LocalService, PeerName};
 use hamlet_gateway::{EgressState, EgressStatus};
-use hamlet_identity::Validity;
+use hamlet_identity::{Lenience, RevocationLists, Validity};
 use hamlet_protocol::link::{Connection, LinkStatus};
 use hamlet_runtime::{Shutdown, TaskState};
 use tokio::sync::watch;
@@ -256,6 +257,7 @@ impl StateSource for Agent {
                 peer.state = PeerState::Refused { reason: why.clone() };
             }
             peer.trust_domain.clone_from(&domain);
+            peer.crl = self.trust.peer(&l.peer).and_then(|t| t.revoked.clone()).map(|r| crl_status(&r, wall));
             peer.auth_failures = named
                 .take(AUTH_FAILURES_SHOWN)
                 .map(|f| Event { message: one_line(&f.text, 512), age_ms: ms(wall.saturating_sub(f.at)) })
@@ -390,5 +392,16 @@ impl Agent {
             }
         };
         [("agent", &self.agent_identity), ("gateway", &self.gateway_identity)].into_iter().map(one).collect()
+    }
+}
+fn crl_status(lists: &RevocationLists, wall: Duration) -> CrlStatus {
+    let ends = lists.earliest_next_update();
+    let outdated = ends < wall;
+    CrlStatus {
+        lists: lists.listed().len() as u64,
+        revoked: lists.listed().iter().map(|l| l.revoked as u64).sum(),
+        good_ms: (!outdated).then(|| ms(ends.saturating_sub(wall))),
+        outdated_ms: outdated.then(|| ms(wall.saturating_sub(ends))),
+        refuses: outdated && lists.policy().stale == Lenience::Refuse,
     }
 }

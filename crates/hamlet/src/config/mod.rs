@@ -25,8 +25,8 @@ mod walk;
 use std::path::Path;
 
 pub use model::{
-    Config, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityFiles, ImportConfig, Limits, Listeners,
-    LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Resync, Secret,
+    Config, CrlFile, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityFiles, ImportConfig, Limits,
+    Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Resync, Secret,
     SecretError, SecretFile, Version, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};

@@ -14,10 +14,13 @@ use hamlet_core::{
     AddressRange, CallerForm, DnsLabel, Fqdn, NameSuffix, PortRange, Protocol, ServiceName, SpiffeId,
     TrustDomain,
 };
+use hamlet_identity::Lenience;
 
 use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Resync, Version};
 use super::problem::Mark;
-use super::scalar::{Advertised, Backend, Bytes, Listen, MessageBytes, Pool, Positive, Scalar, Ttl};
+use super::scalar::{
+    Advertised, Backend, Bytes, CertFingerprint, Listen, MessageBytes, Pool, Positive, Scalar, Ttl,
+};
 use super::schema::{METADATA, Need, Object, Shape};
 use super::tree::{Node, Value};
 use super::walk::Head;
@@ -331,6 +334,17 @@ pub(super) struct Peer {
     pub(super) bundle: Option<At<PathBuf>>,
     pub(super) agent_ids: Vec<At<SpiffeId>>,
     pub(super) gateway_ids: Vec<At<SpiffeId>>,
+    /// Where `agentIds` and `gatewayIds` stand, if they do, right or wrong.
+    pub(super) ids_written: [Option<Mark>; 2],
+    /// Where `identity` stands, if it does.
+    pub(super) identity: Option<Mark>,
+    pub(super) dns: Vec<At<Fqdn>>,
+    pub(super) fingerprints: Vec<At<CertFingerprint>>,
+    /// Whether `dns` and `fingerprint` are written at all, right or wrong.
+    pub(super) foreign_written: [bool; 2],
+    pub(super) crl: Option<At<PathBuf>>,
+    pub(super) crl_stale: Option<Lenience>,
+    pub(super) crl_unlisted: Option<Lenience>,
     pub(super) publish: Option<bool>,
     pub(super) import: Option<bool>,
     pub(super) context: Option<At<PathBuf>>,
@@ -352,6 +366,8 @@ impl Peer {
     fn read(meta: Meta, spec: &Reader) -> Peer {
         let guard = spec.inner("guard");
         let quotas = spec.inner("quotas");
+        let identity = spec.inner("identity");
+        let crl = spec.inner("crl");
         Peer {
             meta,
             address: spec.value("address"),
@@ -359,6 +375,14 @@ impl Peer {
             bundle: spec.inner("trust").get("bundle"),
             agent_ids: spec.list("agentIds"),
             gateway_ids: spec.list("gatewayIds"),
+            ids_written: ["agentIds", "gatewayIds"].map(|key| spec.written(key)),
+            identity: spec.written("identity"),
+            dns: identity.list("dns"),
+            fingerprints: identity.list("fingerprint"),
+            foreign_written: ["dns", "fingerprint"].map(|key| identity.written(key).is_some()),
+            crl: crl.get("file"),
+            crl_stale: crl.value("stale"),
+            crl_unlisted: crl.value("unlisted"),
             publish: spec.value("publish"),
             import: spec.value("import"),
             context: spec.inner("context").get("file"),

@@ -4,6 +4,7 @@
 //! Invariant: a [`Config`] is made only if there was no error, and then everything it says holds.
 
 mod exchange;
+mod foreign;
 mod mesh;
 mod peer;
 mod service;

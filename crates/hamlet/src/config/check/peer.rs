@@ -9,8 +9,11 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::imported::ImportLimits;
 use hamlet_core::{PeerName, SpiffeId, TrustDomain};
 
+use hamlet_identity::RevocationPolicy;
+
 use super::Check;
-use crate::config::model::{Extensions, MeshConfig, PeerConfig, SecretFile, Version};
+use super::foreign::foreign_identity;
+use crate::config::model::{CrlFile, Extensions, MeshConfig, PeerConfig, SecretFile, Version};
 use crate::config::problem::Mark;
 use crate::config::raw::{At, Peer};
 
@@ -22,6 +25,7 @@ impl Check<'_> {
         mesh: Option<&MeshConfig>,
     ) -> BTreeMap<PeerName, PeerConfig> {
         self.trust_domains_differ(raw, mesh);
+        self.identities_differ(raw);
         if let (Some(mesh), Some(last)) = (mesh, raw.last())
             && raw.len() > mesh.limits.peers
         {
@@ -37,6 +41,7 @@ impl Check<'_> {
         let mut peers = BTreeMap::new();
         for raw in raw {
             self.peer_ids(raw);
+            self.peer_identity(raw);
             self.peer_version(raw);
             if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
                 && name.value.eq_ignore_ascii_case(mesh.name.as_str())
@@ -129,14 +134,23 @@ impl Check<'_> {
             .context
             .as_ref()
             .map(|at| SecretFile { path: self.file(at, "write the secret into it, with mode 0600") });
+        let crl = match &raw.crl {
+            Some(at) => Some(CrlFile {
+                path: self.file(at, "export the revocation lists of the peer's CAs there, in PEM or DER"),
+                policy: RevocationPolicy { stale: raw.crl_stale?, unlisted: raw.crl_unlisted? },
+            }),
+            None => None,
+        };
         let limits = &mesh?.limits;
         Some(PeerConfig {
             name: PeerName::parse(&raw.meta.name.as_ref()?.value).ok()?,
             address: raw.address.clone(),
             trust_domain: raw.trust_domain.as_ref()?.value.clone(),
             bundle: bundle?,
-            agent_ids: ids(&raw.agent_ids)?,
-            gateway_ids: ids(&raw.gateway_ids)?,
+            agent_ids: ids(&raw.agent_ids, raw.identity.is_some())?,
+            gateway_ids: ids(&raw.gateway_ids, raw.identity.is_some())?,
+            identity: foreign_identity(raw)?,
+            crl,
             publish: raw.publish?,
             import: raw.import?,
             context,
@@ -164,6 +178,7 @@ impl Check<'_> {
     }
 }
 
-fn ids(list: &[At<SpiffeId>]) -> Option<Vec<SpiffeId>> {
-    (!list.is_empty()).then(|| list.iter().map(|at| at.value.clone()).collect())
+/// At least one, unless something else proves who it is.
+fn ids(list: &[At<SpiffeId>], foreign: bool) -> Option<Vec<SpiffeId>> {
+    (foreign || !list.is_empty()).then(|| list.iter().map(|at| at.value.clone()).collect())
 }
