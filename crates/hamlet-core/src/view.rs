@@ -108,6 +108,8 @@ struct State {
     purged: u64,
     cursors: BTreeMap<u64, Cursor>,
     ready: bool,
+    /// Whose subscriptions may read; `None` is everybody's.
+    readers: Option<BTreeSet<Arc<str>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -143,6 +145,7 @@ impl View {
                 purged: 0,
                 cursors: BTreeMap::new(),
                 ready: false,
+                readers: None,
             }),
             watching: Mutex::default(),
         })
@@ -169,9 +172,22 @@ impl View {
                     .map(|(id, c)| (*id, c.clone()))
                     .collect(),
                 ready: state.ready,
+                readers: None,
             }),
             watching: Mutex::default(),
         })
+    }
+
+    /// Lets only subscriptions of these owners read from now on; others hear that there is nothing
+    /// until they have moved to their own view. A policy change that parts a group says so before it
+    /// changes what is in the views: a writer that is just about to read would hand out what its
+    /// peer may not see.
+    pub fn admit_only<'a>(&self, owners: impl Iterator<Item = &'a str> + Clone) {
+        let mut state = self.lock();
+        let same = state.readers.as_ref().is_some_and(|now| now.iter().map(|o| &**o).eq(owners.clone()));
+        if !same {
+            state.readers = Some(owners.map(Arc::from).collect());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -377,6 +393,10 @@ impl State {
         }
     }
 
+    fn admits(&self, owner: &str) -> bool {
+        self.readers.as_ref().is_none_or(|readers| readers.contains(owner))
+    }
+
     /// A seeded bug's question.
     fn another_is_behind(&self, id: u64) -> bool {
         self.cursors.iter().any(|(other, cursor)| *other < id && cursor.at < self.head)
@@ -493,7 +513,7 @@ impl Subscription {
     pub fn resume(&mut self, root: &Hash32) -> bool {
         let view = self.view.clone();
         let mut state = view.lock();
-        let equal = state.ready && *root == state.summary().root;
+        let equal = state.admits(&self.owner) && state.ready && *root == state.summary().root;
         if equal && is_on(SeededBug::EqualThenCursor) {
             self.late = true;
         } else if equal {
@@ -509,7 +529,8 @@ impl Subscription {
         let view = self.view.clone();
         let mut state = view.lock();
         let scope = state.digest.differing(level, hashes)?;
-        let head = state.head;
+        // In a view that isn't ours any more its head means nothing: everything is sent then.
+        let head = if state.admits(&self.owner) { state.head } else { 0 };
         self.place_at(&mut state, head);
         self.walk = Some(Walk { scope: scope.clone(), position: None });
         Some(scope)
@@ -575,6 +596,9 @@ impl Subscription {
     pub fn take_next(&mut self) -> Next {
         let view = self.view.clone();
         let mut state = view.lock();
+        if !state.admits(&self.owner) {
+            return Next::AtHead;
+        }
         if std::mem::take(&mut self.late) {
             self.cursor = state.head;
         }
@@ -623,6 +647,9 @@ impl Subscription {
     /// One step under the view's lock: what a bookmark may say.
     pub fn bookmark(&self) -> Option<Summary> {
         let mut state = self.view.lock();
+        if !state.admits(&self.owner) {
+            return None;
+        }
         let ready = state.ready || is_on(SeededBug::EmptyBookmark);
         let passed = self.cursor >= state.head || is_on(SeededBug::BookmarkBeforeTail);
         (ready && self.walk.is_none() && self.pass.is_none() && passed).then(|| state.summary())
