@@ -200,7 +200,7 @@ pub(crate) fn chain(input: &[u8]) {
 
 /// Of any chain that is really signed, exactly that proves a peer which a second and simpler look
 /// finds good. Input: a plan for the chain.
-pub fn trust(input: &[u8]) {
+pub(crate) fn trust(input: &[u8]) {
     hamlet_testkit::law::chain_law(input);
 }
 
