@@ -13,7 +13,7 @@ use hamlet_runtime::Clock;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{Accepted, ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig,
@@ -118,11 +118,8 @@ pub fn key_fingerprint(der: &[u8]) -> Option<[u8; 32]> {
 }
 
 /// Whether a ClientHello asks for the exchange and for nothing else.
-pub fn asks_for_peering(hello: &Accepted) -> bool {
-    hello
-        .client_hello()
-        .alpn()
-        .is_some_and(|mut offered| offered.next() == Some(ALPN) && offered.next().is_none())
+pub fn offers_peering(hello: &ClientHello<'_>) -> bool {
+    hello.alpn().is_some_and(|mut offered| offered.next() == Some(ALPN) && offered.next().is_none())
 }
 
 /// For the agent's listener while invitations are open: any client that proves the possession of

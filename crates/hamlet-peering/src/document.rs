@@ -29,8 +29,6 @@ pub enum DocumentError {
     Bundle(#[from] BundleError),
     #[error("the id {0} is outside its trust domain, or stands twice")]
     Id(SpiffeId),
-    #[error("the id {0} is an agent's and a gateway's; its gateway could speak for the mesh")]
-    OneIdForBoth(SpiffeId),
 }
 
 impl From<Broken> for DocumentError {
@@ -104,9 +102,6 @@ impl MeshDocument {
             {
                 return Err(DocumentError::Id(id.clone()));
             }
-        }
-        if let Some(id) = self.agent_ids.iter().find(|id| self.gateway_ids.contains(id)) {
-            return Err(DocumentError::OneIdForBoth(id.clone()));
         }
         let unique: BTreeSet<&[u8]> = self.roots.iter().map(AsRef::as_ref).collect();
         if unique.len() != self.roots.len() {
