@@ -57,6 +57,12 @@ pub enum ChannelError {
         "the inviting agent can't be reached at {0}; is its port open from here, and is the invitation open?"
     )]
     Unreachable(String),
+    /// The handshake failed: without an open invitation there is nothing to agree on.
+    #[error(
+        "the inviting agent takes no invitation now ({0}); the token has expired or was withdrawn, or there are too \
+         many at once: ask for a new one"
+    )]
+    Closed(std::io::Error),
     /// Somebody else answered.
     #[error("{0}")]
     Claim(peering::ClaimError),
@@ -255,7 +261,7 @@ async fn accept_unhurried(
     let connected = TlsConnector::from(config).connect(name, stream).await;
     let stream = connected.map_err(|error| match peering::claim_error_in(&error) {
         Some(claim) => ChannelError::Claim(claim),
-        None => ChannelError::Io(error),
+        None => ChannelError::Closed(error),
     })?;
     let state = stream.get_ref().1;
     if state.alpn_protocol() != Some(peering::ALPN) {
