@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{
-    AgentStatus, Confirmed, ErrorBody, ErrorCode, List, Listed, PeeringAnswer, PeeringRequest, ReloadProblems, ReloadReport, StatusReport,
-    TranscriptPage,
+    AgentStatus, Confirmed, ErrorBody, ErrorCode, List, Listed, PeeringAnswer, PeeringRequest,
+    ReloadProblems, ReloadReport, StatusReport, TranscriptPage,
 };
 use crate::limits;
 

@@ -1,8 +1,8 @@
 //! Where the API takes its answers from: the agent implements this, tests do so as well.
 
 use crate::api::{
-    AgentStatus, ApiError, PeeringAnswer, PeeringRequest, ImportStatus, PeerStatus, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
-    ServiceStatus, TranscriptPage,
+    AgentStatus, ApiError, ImportStatus, PeerStatus, PeeringAnswer, PeeringRequest, PublicationStatus,
+    ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, TranscriptPage,
 };
 
 /// A boxed future, as an object-safe trait needs it.

@@ -50,6 +50,10 @@ const LEAVING_LOOK: Duration = Duration::from_millis(10);
 /// How long the transport has then to write it.
 const LEAVING_FLUSH: Duration = Duration::from_millis(100);
 
+/// What is shown of a peer that said goodbye for good.
+const LEFT: &str =
+    "the peer said goodbye for good: it has removed us; remove it here too, or peer anew with its operators";
+
 /// Longest refused key as it is shown, in bytes: what is refused may hold anything.
 const KEY_SHOWN: usize = 512;
 
@@ -233,6 +237,8 @@ pub struct Link<J: LinkJudge = ServiceJudge> {
     transcript: Arc<Transcript>,
     /// We have removed the peer, and are saying goodbye.
     leaving: AtomicBool,
+    /// The peer's last stream ended with its goodbye for good.
+    left: AtomicBool,
     shutdown: Shutdown,
 }
 
@@ -314,6 +320,7 @@ impl<J: LinkJudge> Link<J> {
             floods: AtomicU64::new(0),
             transcript: Arc::default(),
             leaving: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             shutdown,
         });
         link.demand_view();
@@ -641,6 +648,7 @@ impl<J: LinkJudge> Link<J> {
         *place = Some(cell.clone());
         self.state.opened_ms.store(self.context.clock.now().as_millis() as u64, Ordering::Relaxed);
         drop(place);
+        self.left.store(false, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.set_connection(Connection::Up, None);
         Ok(())
@@ -679,6 +687,9 @@ impl<J: LinkJudge> Link<J> {
         }
         *stream = None;
         *self.state.last_end.lock() = Some(end.message.clone());
+        if cell.look(StreamSession::peer_goodbye) == Some(ext::goodbye::Reason::Leaving) {
+            self.left.store(true, Ordering::Relaxed);
+        }
         self.note_gone();
         drop(stream);
         let connection = if self.config.load().paused {
@@ -716,6 +727,13 @@ impl<J: LinkJudge> Link<J> {
 
     /// Notes how the connection is doing; a repeated state keeps its age.
     pub fn set_connection(&self, connection: Connection, error: Option<String>) {
+        let (connection, error) = match connection {
+            // Whatever its closed door looks like: it has removed us.
+            Connection::Down { next_attempt } if self.left.load(Ordering::Relaxed) => {
+                (Connection::Refused { next_attempt }, error.map(|_| LEFT.to_owned()))
+            }
+            other => (other, error),
+        };
         let mut slot = self.slot.lock();
         let kind = std::mem::discriminant(&slot.connection);
         let was_away = matches!(slot.connection, Connection::Down { .. } | Connection::Refused { .. });

@@ -24,8 +24,8 @@ pub use peer::{
     PublishProgress, RefusedService, RoundsStatus, StallKind, StallStatus, UnsaidService, WindowStatus,
 };
 pub use peering::{
-    InvitationStatus, Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer, PeeringRequest, PeeringStanding,
-    PeeringTerms, TokenText,
+    InvitationStatus, Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer, PeeringRequest,
+    PeeringStanding, PeeringTerms, TokenText,
 };
 pub use policy::{ImportStatus, PublicationStatus};
 pub use service::{InstanceStatus, Origin, Programming, ServiceStatus, Standing};

@@ -219,7 +219,8 @@ async fn peering(State(app): State<App>, body: Bytes) -> Response {
     let parsed = (body.len() <= limits::BODY_BYTES).then(|| serde_json::from_slice(&body).ok()).flatten();
     let Some(request) = parsed else {
         // What the body says isn't quoted: a token may be in it.
-        let message = "the body is no peering request; do the command and the agent have one version?".to_owned();
+        let message =
+            "the body is no peering request; do the command and the agent have one version?".to_owned();
         let body = ApiError { code: ErrorCode::Request, message, candidates: vec![], problems: None };
         return error(StatusCode::BAD_REQUEST, body);
     };

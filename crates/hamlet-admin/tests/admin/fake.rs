@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    ApiError, ErrorCode, PeeringAnswer, PeeringList, PeeringRequest,
-    AgentStatus, ConfigStatus, ImportStatus, InstanceStatus, Origin, PeerState, PeerStatus, Programming,
-    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine,
-    TranscriptPage,
+    AgentStatus, ApiError, ConfigStatus, ErrorCode, ImportStatus, InstanceStatus, Origin, PeerState,
+    PeerStatus, PeeringAnswer, PeeringList, PeeringRequest, Programming, PublicationStatus, ReadyCheck,
+    ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::{AdminSocket, BoxFuture, Client, MetricsText, StateSource};

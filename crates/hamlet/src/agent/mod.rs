@@ -193,7 +193,8 @@ async fn start(
     supervisors: &Supervisors,
 ) -> anyhow::Result<Arc<Agent>> {
     let gateway_spawner = supervisors.traffic.spawner();
-    let entered = listeners::gateway(&loaded.config, &kept.ledger, clock.clone(), gateway_spawner, traffic).await?;
+    let entered =
+        listeners::gateway(&loaded.config, &kept.ledger, clock.clone(), gateway_spawner, traffic).await?;
     let agent = Agent::open(options, clock, (loaded, kept), entered, supervisors.control.spawner()).await?;
     // What the store kept is served before any peer is reached.
     agent.start_peers().await;

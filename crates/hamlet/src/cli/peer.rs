@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use hamlet_admin::Client;
 use hamlet_admin::api::{
-    Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer, PeeringRequest, PeeringStanding, PeeringTerms,
-    TokenText,
+    Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer, PeeringRequest, PeeringStanding,
+    PeeringTerms, TokenText,
 };
 use hamlet_core::rejection::one_line;
 
@@ -286,7 +286,9 @@ async fn invite(args: InviteArgs, out: &mut Out) -> anyhow::Result<Exit> {
         output::say("\nWaiting until it is used. Ctrl-C stops the waiting, not the invitation.");
         return wait_until_used(&client, &invited, &flags).await;
     }
-    output::say(&format!("\nThen compare the words that both sides see:\n  hamlet peer describe {name}{flags}"));
+    output::say(&format!(
+        "\nThen compare the words that both sides see:\n  hamlet peer describe {name}{flags}"
+    ));
     Ok(Exit::Good)
 }
 
@@ -426,7 +428,9 @@ fn invitation_note(alarms: u64, wrong_proofs: u64) -> String {
     match (alarms, wrong_proofs) {
         (0, 0) => "-".to_owned(),
         (0, wrong) => format!("{wrong} wrong proofs"),
-        (alarms, _) => format!("ALARM: used by somebody else too ({alarms} times); compare the words, or remove"),
+        (alarms, _) => {
+            format!("ALARM: used by somebody else too ({alarms} times); compare the words, or remove")
+        }
     }
 }
 
@@ -465,7 +469,11 @@ async fn describe(args: &DescribeArgs, out: &mut Out) -> anyhow::Result<Exit> {
     let of_token = |text: &Option<String>| {
         text.clone().ok_or_else(|| {
             let message = format!("{} stands in the configuration's files", one_line(&peer.name, 128));
-            Failure::new(Exit::Failed, message, "look there; `hamlet describe peer NAME` shows how it is doing")
+            Failure::new(
+                Exit::Failed,
+                message,
+                "look there; `hamlet describe peer NAME` shows how it is doing",
+            )
         })
     };
     match args.output {

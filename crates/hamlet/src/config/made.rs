@@ -36,7 +36,8 @@ pub fn document(peer: &MadePeer) -> String {
         quoted.join(", ")
     };
     // Every text is of a type whose characters need no escape.
-    let mut text = format!("apiVersion: hamlet.dev/v1\nkind: Peer\nmetadata:\n  name: \"{}\"\nspec:\n", peer.name);
+    let mut text =
+        format!("apiVersion: hamlet.dev/v1\nkind: Peer\nmetadata:\n  name: \"{}\"\nspec:\n", peer.name);
     if let Some(address) = mesh.addresses.first() {
         let _ = writeln!(text, "  address: \"{address}\"");
     }

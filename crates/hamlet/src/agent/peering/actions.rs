@@ -13,7 +13,8 @@ use hamlet_core::{AddressRange, PeerName, TrustDomain};
 use hamlet_identity::peering::fingerprint;
 use hamlet_peering::channel;
 use hamlet_peering::{
-    Accepter, AgentAddress, AllowedAddresses, Invitation, LIFETIME_MAX, LIFETIME_MIN, LedgerError, MADE_MAX, MadePeer, ROOTS_MAX, Secret, Token, USES_MAX, Words, random, short_id,
+    Accepter, AgentAddress, AllowedAddresses, Invitation, LIFETIME_MAX, LIFETIME_MIN, LedgerError, MADE_MAX,
+    MadePeer, ROOTS_MAX, Secret, Token, USES_MAX, Words, random, short_id,
 };
 
 use super::super::peers::trust_of;
@@ -51,11 +52,16 @@ struct Terms {
 }
 
 impl Agent {
-    pub(in crate::agent) async fn do_peering(&self, request: PeeringRequest) -> Result<PeeringAnswer, ApiError> {
+    pub(in crate::agent) async fn do_peering(
+        &self,
+        request: PeeringRequest,
+    ) -> Result<PeeringAnswer, ApiError> {
         match request {
             PeeringRequest::Invite { name, expires_s, uses, expect_domain, terms } => {
                 let life = Duration::from_secs(expires_s);
-                self.invite(&name, life, uses, expect_domain.as_deref(), &terms).await.map(PeeringAnswer::Invited)
+                self.invite(&name, life, uses, expect_domain.as_deref(), &terms)
+                    .await
+                    .map(PeeringAnswer::Invited)
             }
             PeeringRequest::Accept { token, name, terms } => {
                 self.accept(&token, name.as_deref(), &terms).await.map(PeeringAnswer::Peer)
@@ -73,7 +79,8 @@ impl Agent {
     fn terms(&self, config: &Config, terms: &PeeringTerms) -> Result<Terms, ApiError> {
         let ours = self.own_addresses(config, &terms.addresses).map_err(refused)?;
         let range = |text: &String| {
-            AddressRange::parse(text).map_err(|e| refused(format!("--allow-range {}: {e}", one_line(text, 64))))
+            AddressRange::parse(text)
+                .map_err(|e| refused(format!("--allow-range {}: {e}", one_line(text, 64))))
         };
         let ranges: Vec<AddressRange> = terms.ranges.iter().map(range).collect::<Result<_, _>>()?;
         let document = self.own_document(config, ours.clone()).map_err(refused)?;
@@ -91,10 +98,13 @@ impl Agent {
         let now = self.clock.wall();
         let invited = ledger.invitations.iter().any(|i| i.is_unused(now) && i.names().contains(&name));
         if config.peers.contains_key(&name) || ledger.peers.contains_key(&name) {
-            return Err(refused(format!("there is a peer {name} already; choose another name, or remove it first")));
+            return Err(refused(format!(
+                "there is a peer {name} already; choose another name, or remove it first"
+            )));
         }
         if invited {
-            let text = format!("an invitation for {name} is open; withdraw it with `hamlet peer remove {name}`");
+            let text =
+                format!("an invitation for {name} is open; withdraw it with `hamlet peer remove {name}`");
             return Err(refused(text));
         }
         Ok(name)
@@ -117,11 +127,15 @@ impl Agent {
         let expected_domain = expect_domain.map(TrustDomain::parse).transpose();
         let expected_domain = expected_domain.map_err(|e| refused(format!("--expect-domain: {e}")))?;
         if config.mesh.listen.agent.is_none() {
-            return Err(refused("our agent doesn't listen, so nobody can come; set spec.listen.agent, or accept a token of the other mesh"));
+            return Err(refused(
+                "our agent doesn't listen, so nobody can come; set spec.listen.agent, or accept a token of the other mesh",
+            ));
         }
         let Terms { allowed, yes, .. } = self.terms(&config, terms)?;
         if allowed.ours.is_empty() {
-            return Err(refused("the agent listens on all addresses; say where the other mesh finds it: --address HOST:PORT"));
+            return Err(refused(
+                "the agent listens on all addresses; say where the other mesh finds it: --address HOST:PORT",
+            ));
         }
         let roots = self.own_roots(&config).map_err(refused)?;
         let no_random = |e: hamlet_peering::NoRandomness| refused(e.to_string());
@@ -165,7 +179,10 @@ impl Agent {
         let first_label = token.trust_domain.as_str().split('.').next().unwrap_or_default();
         let known = self.known(&config).map_err(refused)?;
         if let Some(peer) = known.domains.get(&token.trust_domain) {
-            let text = format!("{} is the peer {peer} already; to begin anew, `hamlet peer remove {peer}` first", token.trust_domain);
+            let text = format!(
+                "{} is the peer {peer} already; to begin anew, `hamlet peer remove {peer}` first",
+                token.trust_domain
+            );
             return Err(refused(text));
         }
         let name = self.free_name(&config, name.unwrap_or(first_label))?;
@@ -250,7 +267,10 @@ impl Agent {
         let hint = "it needs no confirmation; it is in force as it stands";
         let confirmed = self.change_made(name, hint, |peer| {
             if typed.is_some() && typed != peer.words() {
-                return Err("these are not the words: somebody may sit in the middle; remove the peer, and peer anew".to_owned());
+                return Err(
+                    "these are not the words: somebody may sit in the middle; remove the peer, and peer anew"
+                        .to_owned(),
+                );
             }
             peer.confirmed = true;
             Ok(())
@@ -285,7 +305,9 @@ impl Agent {
         let invitations = self
             .change_ledger(|ledger| {
                 let before = ledger.invitations.len();
-                ledger.invitations.retain(|i| i.name != name && !i.used_by.iter().any(|used| used.peer == name));
+                ledger
+                    .invitations
+                    .retain(|i| i.name != name && !i.used_by.iter().any(|used| used.peer == name));
                 if let Some(peer) = ledger.peers.remove(&name) {
                     ledger.leaving.insert(name.clone(), peer);
                 }
@@ -329,7 +351,10 @@ impl Agent {
 }
 
 /// Where a token's addresses lead, each checked.
-async fn resolve(addresses: &[AgentAddress], allowed: &AllowedAddresses) -> Result<Vec<SocketAddr>, ApiError> {
+async fn resolve(
+    addresses: &[AgentAddress],
+    allowed: &AllowedAddresses,
+) -> Result<Vec<SocketAddr>, ApiError> {
     let mut resolved = vec![];
     for address in addresses {
         if let Some(ip) = address.ip() {

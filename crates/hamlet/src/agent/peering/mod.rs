@@ -16,8 +16,8 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
-use hamlet_identity::peering::{Claim, bundle_of, fingerprint, key_fingerprint, proven_by};
 use hamlet_identity::Usage;
+use hamlet_identity::peering::{Claim, bundle_of, fingerprint, key_fingerprint, proven_by};
 use hamlet_peering::channel::EXCHANGES_MAX;
 use hamlet_peering::{
     AgentAddress, InvitationId, Known, Ledger, LedgerError, MeshDocument, WRONG_PROOFS_A_MINUTE,
@@ -259,7 +259,8 @@ impl Agent {
         if self.peering.ledger().leaving.is_empty() {
             return;
         }
-        let cleared = self.change_ledger(|ledger| Ok::<_, LedgerError>(std::mem::take(&mut ledger.leaving))).await;
+        let cleared =
+            self.change_ledger(|ledger| Ok::<_, LedgerError>(std::mem::take(&mut ledger.leaving))).await;
         match cleared {
             Ok(left) => {
                 for peer in left.keys() {
