@@ -28,7 +28,8 @@ use crate::local::LocalIdentity;
 use crate::tls::provider;
 use crate::trust::{PeerTrust, ProvenPeer, Role, TrustError, TrustTable};
 use crate::verifier::{tls12, tls13, whole_chain};
-use crate::verify::{CHAIN_MAX, Expect, Usage, VerifyError, verify_peer_chain};
+use crate::refused::VerifyError;
+use crate::verify::{CHAIN_MAX, Expect, Usage, verify_peer_chain};
 
 /// ALPN of the exchange.
 pub const ALPN: &[u8] = b"hamlet-peering/1";

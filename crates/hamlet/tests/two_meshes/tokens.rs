@@ -198,6 +198,33 @@ fn a_removed_peer_is_told_forgets_at_once_and_all_connections_end() {
     two.until_in_sync();
 }
 
+/// Whether the agent's port agrees on an ALPN with a stranger who has a certificate.
+fn agrees(mesh: &Mesh, alpn: &[&[u8]]) -> bool {
+    let stranger = hamlet_testkit::pki::TestCa::new("stranger.example");
+    let config = hamlet_testkit::tls::stranger_client(Some(&stranger.agent()), alpn);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let at = mesh.at.agent;
+    runtime.block_on(async move {
+        let stream = tokio::net::TcpStream::connect(at).await.unwrap();
+        let name = tokio_rustls::rustls::pki_types::ServerName::try_from("acme.example").unwrap();
+        let connected = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
+        connected.is_ok_and(|tls| tls.get_ref().1.alpn_protocol() == Some(b"hamlet-peering/1"))
+    })
+}
+
+#[test]
+fn the_peering_port_is_shut_without_an_invitation_and_open_for_nothing_else() {
+    let mut two = Two::strangers();
+    two.acme.start();
+    assert!(!agrees(&two.acme, &[b"hamlet-peering/1"]), "no invitation is open");
+    invite(&two.acme, &["globex"]);
+    assert!(agrees(&two.acme, &[b"hamlet-peering/1"]));
+    assert!(!agrees(&two.acme, &[b"h2", b"hamlet-peering/1"]), "who also wants a stream is a peer or nobody");
+    assert!(!agrees(&two.acme, &[b"h2"]));
+    assert_eq!(two.acme.cli(&["peer", "remove", "globex"]).code, 0);
+    assert!(!agrees(&two.acme, &[b"hamlet-peering/1"]), "the invitation was withdrawn");
+}
+
 #[test]
 fn a_name_that_stands_in_files_too_is_an_error_and_a_peer_in_files_is_not_changed_by_commands() {
     let mut two = Two::strangers();
