@@ -318,7 +318,7 @@ impl Agent {
             return Ok(PeerRemoved { name: name.to_string(), told: false, invitations, warnings: vec![] });
         }
         let told = self.drop_peer(&name).await;
-        self.change_ledger(|ledger| Ok::<_, LedgerError>(drop(ledger.leaving.remove(&name)))).await?;
+        self.change_ledger(|ledger| Ok::<_, LedgerError>(ledger.leaving.remove(&name))).await?;
         tracing::info!(peer = %name, told, "the peer was removed for good");
         let warnings = self.take_ledger().await;
         Ok(PeerRemoved { name: name.to_string(), told, invitations, warnings })

@@ -37,9 +37,6 @@ pub(super) use exchange::PeeringAnnex;
 /// The document in the store that holds the invitations and the names of the peers made by token.
 const INDEX: &str = "peering";
 const MINUTE: Duration = Duration::from_secs(60);
-/// The version of our bundle as we tell it; it grows with the bundle, which a restart of the
-/// exchange doesn't.
-const SEQUENCE: u64 = 1;
 
 /// What was read before the agent is put together.
 #[derive(Default)]
@@ -202,7 +199,8 @@ impl Agent {
         let document = MeshDocument {
             trust_domain: config.mesh.trust_domain.clone(),
             roots: self.own_roots(config)?,
-            sequence: SEQUENCE,
+            // A PEM file has no number: to a new peer it is the first version.
+            sequence: 1,
             agent_ids: vec![self.agent_identity.spiffe_id()],
             gateway_ids: vec![self.gateway_identity.spiffe_id()],
             addresses,
