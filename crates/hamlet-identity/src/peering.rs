@@ -25,10 +25,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::bundle::TrustBundle;
 use crate::local::LocalIdentity;
+use crate::refused::VerifyError;
 use crate::tls::provider;
 use crate::trust::{PeerTrust, ProvenPeer, Role, TrustError, TrustTable};
 use crate::verifier::{tls12, tls13, whole_chain};
-use crate::refused::VerifyError;
 use crate::verify::{CHAIN_MAX, Expect, Usage, verify_peer_chain};
 
 /// ALPN of the exchange.
@@ -95,6 +95,8 @@ pub fn proven_by(
         bundle: claim.bundle.clone(),
         agent_ids: claim.agent_ids.clone(),
         gateway_ids: vec![],
+        foreign: None,
+        revoked: None,
     }])?;
     // Roots are sent along here; a path doesn't need them.
     let roots = claim.bundle.fingerprints();

@@ -426,6 +426,7 @@ impl<J: LinkJudge> Dialler<J> {
             let last_word = tokio::time::sleep(LAST_WORD_MAX);
             tokio::pin!(connection, last_word);
             'driving: loop {
+                let trusted_anew = {
                 let mut rare = rarely(async {
                     tokio::select! {
                         Ok(()) = changed.changed() => true,
@@ -433,7 +434,7 @@ impl<J: LinkJudge> Dialler<J> {
                         () = last_word.as_mut(), if leaving => false,
                     }
                 });
-                let trusted_anew = tokio::select! {
+                tokio::select! {
                     biased;
                     ended = &mut connection => {
                         if ended.is_err_and(|error| transport::told_to_calm(&error)) {
@@ -450,6 +451,7 @@ impl<J: LinkJudge> Dialler<J> {
                         break 'driving;
                     }
                     happened = &mut rare => happened,
+                }
                 };
                 if !trusted_anew {
                     break 'driving;

@@ -219,7 +219,9 @@ impl AgentServer {
                     let letting_in = door.let_in(stream, place, config, &context);
                     let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
                     match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
-                        Ok(Entered::Peer(tls, proven)) => serve(tls, proven, remote, limits, &context, shutdown),
+                        Ok(Entered::Peer(tls, proven)) => {
+                            serve(tls, proven, remote, limits, &context, shutdown)
+                        }
                         Ok(Entered::Annex(tls, serve)) => {
                             shutdown.or_begun(serve(tls, remote)).await;
                             None
@@ -362,27 +364,29 @@ fn serve<J: LinkJudge>(
         let mut last_word = Box::pin(tokio::time::sleep(LAST_WORD_MAX));
         'serving: loop {
             let going = !stopping;
-            let mut rare = rarely(async {
-                tokio::select! {
-                    Ok(()) = trust_changed.changed() => Rare::Trust,
-                    () = budget.overdrawn.notified() => Rare::Overdrawn,
-                    () = last_word.as_mut(), if leaving => Rare::Removed,
-                    () = link.shutdown().forced() => Rare::Removed,
-                    () = shutdown.begun(), if going => Rare::Stopping,
-                }
-            });
-            let rare = tokio::select! {
-                biased;
-                outcome = &mut connection => {
-                    if let Some(flood) = gauge.flood() {
-                        link.count_flood();
-                        tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
-                    } else if let Err(error) = outcome {
-                        tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+            let rare = {
+                let mut rare = rarely(async {
+                    tokio::select! {
+                        Ok(()) = trust_changed.changed() => Rare::Trust,
+                        () = budget.overdrawn.notified() => Rare::Overdrawn,
+                        () = last_word.as_mut(), if leaving => Rare::Removed,
+                        () = link.shutdown().forced() => Rare::Removed,
+                        () = shutdown.begun(), if going => Rare::Stopping,
                     }
-                    break 'serving;
+                });
+                tokio::select! {
+                    biased;
+                    outcome = &mut connection => {
+                        if let Some(flood) = gauge.flood() {
+                            link.count_flood();
+                            tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
+                        } else if let Err(error) = outcome {
+                            tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+                        }
+                        break 'serving;
+                    }
+                    rare = &mut rare => rare,
                 }
-                rare = &mut rare => rare,
             };
             match rare {
                 Rare::Trust => {

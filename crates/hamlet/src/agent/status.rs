@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use hamlet_admin::api::{
     AgentStatus, ApiError, ConfigStatus, CrlStatus, Event, IdentityStatus, ImportStatus, InstanceStatus,
-    ListenerStatus, Origin, PeerState, PeerStatus, PeeringAnswer, PeeringRequest, Programming, PublicationStatus, ReadyCheck,
-    ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure,
-    TaskStatus, TranscriptPage,
+    ListenerStatus, Origin, PeerState, PeerStatus, PeeringAnswer, PeeringRequest, Programming,
+    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing,
+    StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};

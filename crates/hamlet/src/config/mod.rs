@@ -27,8 +27,8 @@ use std::path::Path;
 
 pub use model::{
     Config, CrlFile, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityFiles, ImportConfig, Limits,
-    Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Resync, Secret,
-    SecretError, SecretFile, Version, ZoneConfig,
+    Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Resync,
+    Secret, SecretError, SecretFile, Version, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;
