@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{
-    AgentStatus, Confirmed, ErrorBody, ErrorCode, List, Listed, ReloadProblems, ReloadReport, StatusReport,
-    TranscriptPage,
+    AgentStatus, Confirmed, ErrorBody, ErrorCode, List, Listed, PeeringAnswer, PeeringRequest,
+    ReloadProblems, ReloadReport, StatusReport, TranscriptPage,
 };
 use crate::limits;
 
@@ -92,7 +92,7 @@ pub struct Client {
     timeout: Duration,
 }
 
-type Conn = Pin<Box<Connection<TokioIo<UnixStream>, Empty<Bytes>>>>;
+type Conn = Pin<Box<Connection<TokioIo<UnixStream>, Full<Bytes>>>>;
 
 /// Drives the connection while waiting for `work`: without a task there is nobody else to do so.
 async fn drive<T>(conn: &mut Option<Conn>, work: impl Future<Output = T>) -> T {
@@ -155,6 +155,13 @@ impl Client {
         Ok(self.parse::<Confirmed>(&body)?.released)
     }
 
+    /// Asks for something about peering by token; done when it returns.
+    pub async fn peering(&self, request: &PeeringRequest) -> Result<PeeringAnswer, ClientError> {
+        let content = serde_json::to_vec(request).map_err(|e| self.not_an_agent(e))?;
+        let (status, body) = self.send(Method::POST, "/v1/peering", content.into()).await?;
+        if status.is_success() { self.parse(&body) } else { Err(self.refusal(status, &body)) }
+    }
+
     /// What was said on a peer's streams after entry number `after`.
     pub async fn transcript(&self, peer: &str, after: u64) -> Result<TranscriptPage, ClientError> {
         if peer.is_empty() || peer.len() > limits::NAME_BYTES {
@@ -172,7 +179,7 @@ impl Client {
     /// A stream of lists: one now, one after every change.
     pub async fn watch<T: Listed>(&self) -> Result<Watch<T>, ClientError> {
         let path = format!("/v1/watch/{}", T::KIND.plural());
-        let (conn, response) = self.within(self.open(Method::GET, &path)).await?;
+        let (conn, response) = self.within(self.open(Method::GET, &path, Bytes::new())).await?;
         let mut conn = conn;
         let status = response.status();
         let mut body = response.into_body();
@@ -203,8 +210,17 @@ impl Client {
     }
 
     async fn raw(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+        self.send(method, path, Bytes::new()).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         self.within(async {
-            let (mut conn, response) = self.open(method, path).await?;
+            let (mut conn, response) = self.open(method, path, content).await?;
             let status = response.status();
             let body = read_all(&mut conn, &mut response.into_body()).await?;
             Ok((status, body))
@@ -224,15 +240,16 @@ impl Client {
         &self,
         method: Method,
         path: &str,
+        content: Bytes,
     ) -> Result<(Option<Conn>, http::Response<Incoming>), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.no_agent(source))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, "hamlet")
-            .body(Empty::new())
+            .body(Full::new(content))
             .map_err(|e| self.not_an_agent(e))?;
-        let shaken: Result<(SendRequest<Empty<Bytes>>, _), _> = handshake(TokioIo::new(stream)).await;
+        let shaken: Result<(SendRequest<Full<Bytes>>, _), _> = handshake(TokioIo::new(stream)).await;
         let (mut sender, conn) = shaken.map_err(|e| self.broken(&e))?;
         let mut conn = Some(Box::pin(conn));
         let response = drive(&mut conn, sender.send_request(request)).await.map_err(|e| self.broken(&e))?;

@@ -1,8 +1,8 @@
 //! Where the API takes its answers from: the agent implements this, tests do so as well.
 
 use crate::api::{
-    AgentStatus, ImportStatus, PeerStatus, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
-    ServiceStatus, TranscriptPage,
+    AgentStatus, ApiError, ImportStatus, PeerStatus, PeeringAnswer, PeeringRequest, PublicationStatus,
+    ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, TranscriptPage,
 };
 
 /// A boxed future, as an object-safe trait needs it.
@@ -28,6 +28,8 @@ pub trait StateSource: Send + Sync + 'static {
     fn confirm_withdrawals(&self) -> u64;
     /// What was said on a peer's streams after entry number `after`; `None` if there is no such peer.
     fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage>;
+    /// Does what is asked about peering by token; done when it returns.
+    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>>;
     /// All metrics in OpenMetrics text, closed by `# EOF`.
     fn metrics_text(&self) -> String;
     /// A counter that moves whenever any list may have changed; watches wait on it.

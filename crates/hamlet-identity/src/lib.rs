@@ -28,6 +28,7 @@ mod inspect;
 mod local;
 mod minter;
 mod path;
+pub mod peering;
 mod refused;
 mod silent;
 mod tickets;

@@ -24,6 +24,7 @@ use crate::kind::LinkJudge;
 use crate::limits::SharedLimits;
 use crate::link::{Connection, Link, LinkConfig};
 use crate::metered::Metered;
+use crate::server::LAST_WORD_MAX;
 use crate::session::{HELLO_WAIT, PeerClass, StreamEnd, StreamSession};
 use crate::stream::{Outbound, StreamCell};
 use crate::transport::{self, SpawnExecutor};
@@ -421,15 +422,19 @@ impl<J: LinkJudge> Dialler<J> {
         let (trust, link, ping_ms) = (self.trust.clone(), self.link.clone(), self.ping_ms.clone());
         self.spawner.spawn(format!("dial/{peer}"), async move {
             let mut changed = trust.changed();
-            tokio::pin!(connection);
+            let mut leaving = false;
+            let last_word = tokio::time::sleep(LAST_WORD_MAX);
+            tokio::pin!(connection, last_word);
             'driving: loop {
+                let trusted_anew = {
                 let mut rare = rarely(async {
                     tokio::select! {
                         Ok(()) = changed.changed() => true,
                         () = link.shutdown().forced() => false,
+                        () = last_word.as_mut(), if leaving => false,
                     }
                 });
-                let trusted_anew = tokio::select! {
+                tokio::select! {
                     biased;
                     ended = &mut connection => {
                         if ended.is_err_and(|error| transport::told_to_calm(&error)) {
@@ -446,6 +451,7 @@ impl<J: LinkJudge> Dialler<J> {
                         break 'driving;
                     }
                     happened = &mut rare => happened,
+                }
                 };
                 if !trusted_anew {
                     break 'driving;
@@ -454,6 +460,12 @@ impl<J: LinkJudge> Dialler<J> {
                 if let Err(error) =
                     hamlet_identity::proven_server(&trust, Some(&certificates), Role::Agent, expect)
                 {
+                    if link.is_leaving() {
+                        // We have removed the peer: the goodbye may still go out.
+                        leaving = true;
+                        last_word.as_mut().reset(tokio::time::Instant::now() + LAST_WORD_MAX);
+                        continue 'driving;
+                    }
                     tracing::warn!(peer = %link.peer(), %error, "a connection is no longer trusted; closed");
                     // Dropping the connection alone would let its streams go on.
                     link.end_stream(StreamEnd::new(Code::Unauthenticated, error.to_string()));

@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::StartHandshake;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::server::ClientHello;
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -49,6 +50,9 @@ const HANDSHAKES_WAITING: usize = 256;
 /// Beyond it the connection is closed.
 pub const STREAMS_A_MINUTE: u32 = 16;
 const MINUTE: Duration = Duration::from_secs(60);
+/// A removed peer's connection ends at the latest so long after its trust has gone, whatever of the
+/// goodbye has been written by then (extensions text, section 9).
+pub(crate) const LAST_WORD_MAX: Duration = Duration::from_millis(800);
 
 /// The links by peer, shared by listener and diallers; swapped when peers come and go.
 pub type Links<J = ServiceJudge> = Arc<ArcSwap<BTreeMap<PeerName, Arc<Link<J>>>>>;
@@ -63,12 +67,44 @@ pub struct BindError {
     source: io::Error,
 }
 
+/// Another protocol on the agent's port, for clients that ask for nothing else by ALPN. It is chosen
+/// before the handshake, with a TLS configuration of its own, so nothing of the agent's is
+/// reachable through it.
+pub trait Annex: Send + Sync + 'static {
+    /// What to do with this client; `None` if it doesn't ask for the protocol, or not now.
+    fn admit(&self, hello: &ClientHello<'_>) -> Option<Admitted>;
+}
+
+/// Serves one connection of an [`Annex`], and bounds how long that takes.
+pub type ServeAnnex =
+    Box<dyn FnOnce(TlsStream<TcpStream>, SocketAddr) -> futures::future::BoxFuture<'static, ()> + Send>;
+
+/// A client that an [`Annex`] takes.
+pub struct Admitted {
+    /// For the handshake.
+    pub config: Arc<ServerConfig>,
+    /// What comes after it.
+    pub serve: ServeAnnex,
+}
+
+impl std::fmt::Debug for Admitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admitted").finish_non_exhaustive()
+    }
+}
+
 /// The listener for peers' agents.
-#[derive(Debug)]
 pub struct AgentServer {
     listener: TcpListener,
     address: SocketAddr,
     limits: SharedLimits,
+    annex: Option<Arc<dyn Annex>>,
+}
+
+impl std::fmt::Debug for AgentServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentServer").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 /// Strangers can't fill the log: so many refusals are logged in each ten seconds.
@@ -137,12 +173,17 @@ impl AgentServer {
     pub async fn bind(address: SocketAddr) -> Result<AgentServer, BindError> {
         let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
         let address = listener.local_addr().map_err(|source| BindError { address, source })?;
-        Ok(AgentServer { listener, address, limits: SharedLimits::default() })
+        Ok(AgentServer { listener, address, limits: SharedLimits::default(), annex: None })
     }
 
     /// Keeps to these limits, as they are when a connection comes, instead of the defaults.
     pub fn limited(self, limits: SharedLimits) -> AgentServer {
         AgentServer { limits, ..self }
+    }
+
+    /// Serves another protocol beside, on the same port.
+    pub fn with_annex(self, annex: Arc<dyn Annex>) -> AgentServer {
+        AgentServer { annex: Some(annex), ..self }
     }
 
     /// Where it listens.
@@ -154,7 +195,7 @@ impl AgentServer {
     pub async fn run<J: LinkJudge>(self, context: ServerContext<J>, shutdown: Shutdown) {
         let config = hamlet_identity::agent_server_config(&context.identity, &context.trust);
         let refusals = Arc::new(RefusalLog::default());
-        let door = Arc::new(Door::new());
+        let door = Arc::new(Door::new(self.annex));
         'accepting: loop {
             let Some(accepted) = shutdown.or_begun(self.listener.accept()).await else { break 'accepting };
             let (stream, remote) = match accepted {
@@ -178,7 +219,13 @@ impl AgentServer {
                     let letting_in = door.let_in(stream, place, config, &context);
                     let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
                     match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
-                        Ok((tls, proven)) => serve(tls, proven, remote, limits, &context, shutdown),
+                        Ok(Entered::Peer(tls, proven)) => {
+                            serve(tls, proven, remote, limits, &context, shutdown)
+                        }
+                        Ok(Entered::Annex(tls, serve)) => {
+                            shutdown.or_begun(serve(tls, remote)).await;
+                            None
+                        }
                         Err(error) => {
                             refusals.warn(remote, &error);
                             None
@@ -193,16 +240,26 @@ impl AgentServer {
     }
 }
 
+/// Who has come in.
+enum Entered {
+    /// A peer's agent.
+    Peer(TlsStream<TcpStream>, ProvenPeer),
+    /// A client of the annex; nothing else is open to it.
+    Annex(TlsStream<TcpStream>, ServeAnnex),
+}
+
 /// What stands before a handshake.
 struct Door {
+    annex: Option<Arc<dyn Annex>>,
     silent: SilentSockets,
     handshakes: Semaphore,
     waiting: Semaphore,
 }
 
 impl Door {
-    fn new() -> Door {
+    fn new(annex: Option<Arc<dyn Annex>>) -> Door {
         Door {
+            annex,
             silent: SilentSockets::new(SILENT_SOCKETS, None),
             handshakes: Semaphore::new(HANDSHAKES),
             waiting: Semaphore::new(HANDSHAKES_WAITING),
@@ -216,7 +273,7 @@ impl Door {
         place: SilentPlace,
         config: Arc<ServerConfig>,
         context: &ServerContext<J>,
-    ) -> Result<(TlsStream<TcpStream>, ProvenPeer), String> {
+    ) -> Result<Entered, String> {
         transport::tune(&stream).map_err(|e| e.to_string())?;
         let Some(hello) = place.keep(read_hello(&mut stream)).await else {
             return Err("the oldest socket without a ClientHello made room for another".to_owned());
@@ -225,6 +282,11 @@ impl Door {
         let overloaded = |_| "too many handshakes at once".to_owned();
         let waiting = self.waiting.try_acquire().map_err(overloaded)?;
         let slot = self.handshakes.acquire().await.map_err(|_| "the agent is stopping".to_owned())?;
+        let admitted = self.annex.as_ref().and_then(|annex| annex.admit(&hello.client_hello()));
+        let (config, serve) = match admitted {
+            Some(admitted) => (admitted.config, Some(admitted.serve)),
+            None => (config, None),
+        };
         let handshake = StartHandshake::from_parts(hello, stream).into_stream(config).await;
         drop((slot, waiting));
         let tls = handshake.map_err(|error| {
@@ -232,6 +294,9 @@ impl Door {
             let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
             ours.unwrap_or_else(|| transport::chain(&error))
         })?;
+        if let Some(serve) = serve {
+            return Ok(Entered::Annex(tls, serve));
+        }
         // A client that offers no ALPN passes TLS; it doesn't speak HTTP/2.
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err("the peer did not negotiate ALPN h2".to_owned());
@@ -239,7 +304,7 @@ impl Door {
         let certificates = tls.get_ref().1.peer_certificates();
         let proven = hamlet_identity::proven_client(&context.trust, certificates, Role::Agent)
             .map_err(|e| e.to_string())?;
-        Ok((tls, proven))
+        Ok(Entered::Peer(tls, proven))
     }
 }
 
@@ -288,39 +353,55 @@ fn serve<J: LinkJudge>(
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(tls), service));
     let trust = context.trust.clone();
     let mut trust_changed = trust.changed();
+    // Registered first, then checked again: trust may have shrunk since the handshake.
+    if let Err(error) = hamlet_identity::proven_client(&trust, Some(&certificates), Role::Agent) {
+        tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+        return None;
+    }
     Some(Box::pin(async move {
         let _counted = counted;
-        let mut stopping = false;
+        let (mut stopping, mut leaving) = (false, false);
+        let mut last_word = Box::pin(tokio::time::sleep(LAST_WORD_MAX));
         'serving: loop {
             let going = !stopping;
-            let mut rare = rarely(async {
-                tokio::select! {
-                    Ok(()) = trust_changed.changed() => Rare::Trust,
-                    () = budget.overdrawn.notified() => Rare::Overdrawn,
-                    () = shutdown.begun(), if going => Rare::Stopping,
-                }
-            });
-            let rare = tokio::select! {
-                biased;
-                outcome = &mut connection => {
-                    if let Some(flood) = gauge.flood() {
-                        link.count_flood();
-                        tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
-                    } else if let Err(error) = outcome {
-                        tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+            let rare = {
+                let mut rare = rarely(async {
+                    tokio::select! {
+                        Ok(()) = trust_changed.changed() => Rare::Trust,
+                        () = budget.overdrawn.notified() => Rare::Overdrawn,
+                        () = last_word.as_mut(), if leaving => Rare::Removed,
+                        () = link.shutdown().forced() => Rare::Removed,
+                        () = shutdown.begun(), if going => Rare::Stopping,
                     }
-                    break 'serving;
+                });
+                tokio::select! {
+                    biased;
+                    outcome = &mut connection => {
+                        if let Some(flood) = gauge.flood() {
+                            link.count_flood();
+                            tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
+                        } else if let Err(error) = outcome {
+                            tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+                        }
+                        break 'serving;
+                    }
+                    rare = &mut rare => rare,
                 }
-                rare = &mut rare => rare,
             };
             match rare {
                 Rare::Trust => {
                     let again = hamlet_identity::proven_client(&trust, Some(&certificates), Role::Agent);
                     if let Err(error) = again {
-                        tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
-                        break 'serving;
+                        if !link.is_leaving() {
+                            tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+                            break 'serving;
+                        }
+                        // We have removed the peer: the goodbye may still go out.
+                        leaving = true;
+                        last_word.as_mut().reset(tokio::time::Instant::now() + LAST_WORD_MAX);
                     }
                 }
+                Rare::Removed => break 'serving,
                 Rare::Overdrawn => {
                     link.count_flood();
                     tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
@@ -337,6 +418,8 @@ fn serve<J: LinkJudge>(
 
 /// What a connection's task waits for beside the connection.
 enum Rare {
+    /// The peer was removed, and has had its goodbye.
+    Removed,
     Trust,
     Overdrawn,
     Stopping,

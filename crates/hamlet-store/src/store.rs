@@ -202,6 +202,22 @@ impl Store {
         self.submit(fitting(Table::Documents, key, value).map(|write| vec![write]))
     }
 
+    /// Makes several named documents durable in one transaction; `None` removes one. The same rules
+    /// as for [`ImportStore::commit`].
+    pub fn put_documents(&self, documents: Vec<(String, Option<Vec<u8>>)>) -> CommitFuture {
+        let writes = documents.into_iter().map(|(name, bytes)| {
+            let key = name.into_bytes();
+            match bytes {
+                Some(bytes) => {
+                    let value = frame::seal(Table::Documents, &key, &bytes);
+                    fitting(Table::Documents, key, value)
+                }
+                None => Ok(Write::Remove { table: Table::Documents, key }),
+            }
+        });
+        self.submit(writes.collect())
+    }
+
     /// How the store is doing.
     pub fn health(&self) -> StoreHealth {
         let mut health = self.shared.health.lock().clone();

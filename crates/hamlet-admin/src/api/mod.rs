@@ -8,6 +8,7 @@ pub mod age;
 pub mod agent;
 pub mod list;
 pub mod peer;
+pub mod peering;
 pub mod policy;
 pub mod service;
 pub mod transcript;
@@ -21,6 +22,10 @@ pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{
     BeatStatus, CrlStatus, Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof,
     PublishProgress, RefusedService, RoundsStatus, StallKind, StallStatus, UnsaidService, WindowStatus,
+};
+pub use peering::{
+    InvitationStatus, Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer, PeeringRequest,
+    PeeringStanding, PeeringTerms, TokenText,
 };
 pub use policy::{ImportStatus, PublicationStatus};
 pub use service::{InstanceStatus, Origin, Programming, ServiceStatus, Standing};

@@ -603,6 +603,9 @@ pub struct PeerStatus {
     /// Refused handshakes in this peer's name, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub auth_failures: Vec<Event>,
+    /// Its Peer document, if a token made it: as it could stand in a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
 }
 
 impl Listed for PeerStatus {

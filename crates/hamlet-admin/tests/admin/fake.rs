@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ConfigStatus, ImportStatus, InstanceStatus, Origin, PeerState, PeerStatus, Programming,
-    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine,
-    TranscriptPage,
+    AgentStatus, ApiError, ConfigStatus, ErrorCode, ImportStatus, InstanceStatus, Origin, PeerState,
+    PeerStatus, PeeringAnswer, PeeringList, PeeringRequest, Programming, PublicationStatus, ReadyCheck,
+    ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::{AdminSocket, BoxFuture, Client, MetricsText, StateSource};
@@ -85,6 +85,20 @@ impl StateSource for Fake {
         let entries = (after + 1..=4).map(line).collect();
         known.then(|| TranscriptPage { peer: peer.to_owned(), gone: 0, entries })
     }
+    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+        let missing = || ApiError {
+            code: ErrorCode::NotFound,
+            message: "there is no such peer".to_owned(),
+            candidates: vec![],
+            problems: None,
+        };
+        let answer = match request {
+            PeeringRequest::List => Ok(PeeringAnswer::List(PeeringList::default())),
+            _ => Err(missing()),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
     fn metrics_text(&self) -> String {
         let (agent, peers) = (self.agent(), self.peers());
         let scrape = Scrape { agent: &agent, peers: &peers, services: &[], readiness: &[] };

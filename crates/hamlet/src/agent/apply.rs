@@ -58,7 +58,12 @@ impl Agent {
         let loaded = match reading {
             Ok(snapshot) if snapshot.files.is_empty() => Err(config::nothing_to_read(&self.path)),
             Ok(snapshot) => {
-                let parse = move || config::load_sources(snapshot.files);
+                let (data, ledger) = (self.config().mesh.data.clone(), self.peering.ledger());
+                let parse = move || {
+                    let mut sources = snapshot.files;
+                    sources.extend(config::made::sources(&data, ledger.peers.values()));
+                    config::load_sources(sources)
+                };
                 match self.spawner.spawn_blocking(parse).await {
                     Ok(loaded) => loaded,
                     Err(_) => return,
@@ -94,7 +99,7 @@ impl Agent {
         let new = Arc::new(loaded.config);
         self.config.store(new.clone());
         // Trust first when it shrinks or grows: a removed peer is out before anything else.
-        *self.distrusted.lock() = trust_of(&new, &self.trust);
+        *self.distrusted.lock() = trust_of(&new, &self.peering.ledger(), &self.trust);
         self.connection_limits.store(Arc::new((&new.mesh.limits).into()));
         self.refresh_local();
         let withheld = self.file_source().problem();
@@ -144,7 +149,7 @@ impl Agent {
             while let Some(Ok(())) = shutdown.or_begun(changed.changed()).await {
                 tracing::info!("a peer's bundle, revocation lists or secret changed");
                 let config = agent.config();
-                *agent.distrusted.lock() = trust_of(&config, &agent.trust);
+                *agent.distrusted.lock() = trust_of(&config, &agent.peering.ledger(), &agent.trust);
                 agent.reconcile_links(&config).await;
             }
         });

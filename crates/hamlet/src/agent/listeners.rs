@@ -13,11 +13,13 @@ use hamlet_core::PeerName;
 use hamlet_gateway::{Gateway, GatewayConfig, Limits};
 use hamlet_identity::ca::LocalCa;
 use hamlet_identity::{LocalIdentity, SniMinter, TrustTable};
+use hamlet_peering::Ledger;
 use hamlet_protocol::server::{AgentServer, ServerContext};
 use hamlet_runtime::{Clock, Spawner};
 use tokio::runtime::Runtime;
 
 use super::Agent;
+use super::peering::PeeringAnnex;
 use super::peers::trust_of;
 use crate::config::{Config, PairFiles};
 
@@ -33,6 +35,7 @@ pub(super) struct Entered {
 /// Loads identity and trust and starts the gateway with empty tables.
 pub(super) async fn gateway(
     config: &Config,
+    ledger: &Ledger,
     clock: Arc<dyn Clock>,
     spawner: Spawner,
     traffic: &Runtime,
@@ -62,7 +65,7 @@ pub(super) async fn gateway(
     };
     let trust = TrustTable::new(clock.clone());
     trust.set_own_trust_domain(mesh.trust_domain.clone());
-    let distrusted = trust_of(config, &trust);
+    let distrusted = trust_of(config, ledger, &trust);
     let settings = GatewayConfig {
         ingress: mesh.listen.ingress,
         egress_http: mesh.listen.egress_http,
@@ -114,6 +117,7 @@ pub(super) async fn start(agent: &Arc<Agent>, admin: &Spawner) -> anyhow::Result
     let mut note = |name: &str, address: SocketAddr| listeners.push((name.to_owned(), address.to_string()));
     if let Some(address) = config.mesh.listen.agent {
         let server = AgentServer::bind(address).await?.limited(agent.connection_limits.clone());
+        let server = server.with_annex(Arc::new(PeeringAnnex(agent.clone())));
         note("agent", server.local_addr());
         let context = ServerContext {
             links: agent.links.clone(),

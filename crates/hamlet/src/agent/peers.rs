@@ -9,6 +9,7 @@ use hamlet_core::PeerName;
 use hamlet_identity::{
     BundleError, CRL_BYTES_MAX, ForeignIdentity, PeerTrust, RevocationLists, TrustBundle, TrustTable,
 };
+use hamlet_peering::Ledger;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::{COMMIT_DEADLINE, ImportSettings};
@@ -19,11 +20,20 @@ use crate::config::{Config, CrlFile, Extensions, HoldTime, PeerConfig, Resync, V
 
 /// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
 /// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
-/// streams: without the value it would come in unasked.
-pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName, String> {
+/// streams: without the value it would come in unasked. One made by token whose words nobody has
+/// confirmed isn't trusted either.
+pub(super) fn trust_of(config: &Config, ledger: &Ledger, trust: &TrustTable) -> BTreeMap<PeerName, String> {
     let mut distrusted = BTreeMap::new();
     let mut peers = vec![];
     for peer in config.peers.values() {
+        if ledger.peers.get(&peer.name).is_some_and(|made| !made.confirmed) {
+            let why = format!(
+                "the words are not confirmed: compare them, then `hamlet peer confirm {}`",
+                peer.name
+            );
+            distrusted.insert(peer.name.clone(), why);
+            continue;
+        }
         if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
             tracing::error!(peer = %peer.name, %error, "the context value can't be read; the peer gets no streams");
             distrusted.insert(peer.name.clone(), format!("the context value can't be read: {error}"));
@@ -140,7 +150,7 @@ impl Agent {
     }
 
     /// One link for each configured peer, with its present configuration; none for others.
-    pub(super) async fn reconcile_links(self: &Arc<Agent>, config: &Config) {
+    pub(super) async fn reconcile_links(&self, config: &Config) {
         let distrusted = self.distrusted.lock().clone();
         let mut links: BTreeMap<PeerName, Arc<Link>> = (**self.links.load()).clone();
         let gone: Vec<PeerName> = links.keys().filter(|p| !config.peers.contains_key(*p)).cloned().collect();

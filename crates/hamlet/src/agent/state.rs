@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::listeners::Entered;
+use super::peering::{Kept, Peering};
 use crate::cli::agent::AgentOptions;
 use crate::cli::version::BUILD;
 use crate::config::{Config, Loaded};
@@ -69,6 +70,8 @@ pub(crate) struct Agent {
     pub(super) gateway_identity: Arc<LocalIdentity>,
     pub(super) gateway: Gateway,
     pub(super) store: Arc<Store>,
+    /// Invitations, and the peers that tokens made.
+    pub(super) peering: Peering,
     /// What the store kept of peers that have no link yet.
     pub(super) kept: Mutex<BTreeMap<PeerName, LoadedPeer>>,
     pub(super) damage: Option<String>,
@@ -104,15 +107,20 @@ impl Agent {
     pub(super) async fn open(
         options: &AgentOptions,
         clock: Arc<dyn Clock>,
-        loaded: Loaded,
+        (loaded, kept): (Loaded, Kept),
         entered: Entered,
         spawner: Spawner,
     ) -> anyhow::Result<Arc<Agent>> {
         let mesh = loaded.config.mesh.clone();
         let store_options = StoreOptions { clock: clock.clone(), ..StoreOptions::default() };
         let folder = mesh.data.clone();
-        let opened = spawner.spawn_blocking(move || Store::open(&folder, store_options)).await;
-        let opened = opened.context("opening the store was interrupted")??;
+        let opened = match kept.opened {
+            Some(opened) => opened,
+            None => {
+                let opened = spawner.spawn_blocking(move || Store::open(&folder, store_options)).await;
+                opened.context("opening the store was interrupted")??
+            }
+        };
         let damage = opened.damage.map(|d| d.to_string());
         if let Some(damage) = &damage {
             tracing::error!(%damage, "the store was damaged; what is missing will be asked for again");
@@ -159,6 +167,7 @@ impl Agent {
             gateway_identity: entered.gateway_identity,
             gateway: entered.gateway,
             store: opened.store,
+            peering: Peering::new(kept.ledger),
             kept: Mutex::new(opened.peers),
             damage,
             local,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ConfigStatus, CrlStatus, Event, IdentityStatus, ImportStatus, InstanceStatus,
-    ListenerStatus, Origin, PeerState, PeerStatus, Programming, PublicationStatus, ReadyCheck,
-    ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure,
-    TaskStatus, TranscriptPage,
+    AgentStatus, ApiError, ConfigStatus, CrlStatus, Event, IdentityStatus, ImportStatus, InstanceStatus,
+    ListenerStatus, Origin, PeerState, PeerStatus, PeeringAnswer, PeeringRequest, Programming,
+    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing,
+    StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
@@ -243,6 +243,7 @@ impl StateSource for Agent {
     fn peers(&self) -> Vec<PeerStatus> {
         let config = self.config();
         let distrusted = self.distrusted.lock().clone();
+        let ledger = self.peering.ledger();
         let failures = self.trust.failures().list();
         let wall = self.clock.wall();
         let links = self.link_statuses();
@@ -253,6 +254,7 @@ impl StateSource for Agent {
             let mut peer =
                 peer_status(l, configured.is_some_and(|p| p.publish), configured.is_some_and(|p| p.import));
             peer.state_age_ms = self.state_age(l, &peer.state);
+            peer.document = ledger.peers.get(&l.peer).map(crate::config::made::document);
             if let Some(why) = distrusted.get(&l.peer) {
                 peer.state = PeerState::Refused { reason: why.clone() };
             }
@@ -356,6 +358,10 @@ impl StateSource for Agent {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let entries = entries.into_iter().map(|e| line(e, now, wall)).collect();
         Some(TranscriptPage { peer: peer.to_owned(), gone, entries })
+    }
+
+    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+        Box::pin(self.do_peering(request))
     }
 
     fn metrics_text(&self) -> String {

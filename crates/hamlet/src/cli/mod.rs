@@ -15,6 +15,7 @@ pub mod exit;
 mod get;
 mod init;
 mod output;
+mod peer;
 mod reload;
 mod schema;
 mod status;
@@ -71,6 +72,7 @@ Look:
   transcript    Show what was said on a peer's streams, without values and secrets
 
 Change:
+  peer          Peer with another mesh by a token; list, confirm, remove such peers
   reload        Load the configuration again; waits and shows what is wrong
 
 Reference:
@@ -109,6 +111,7 @@ enum Command {
     Status(status::StatusArgs),
     Check(check::CheckArgs),
     Transcript(transcript::TranscriptArgs),
+    Peer(Box<peer::PeerArgs>),
     Reload(reload::ReloadArgs),
     Schema(schema::SchemaArgs),
     Completion(schema::CompletionArgs),
@@ -145,6 +148,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Check(args) => block_on(check::run(args, out))?,
         Command::Status(args) => block_on(status::run(args, out))?,
         Command::Transcript(args) => block_on(transcript::run(args, out))?,
+        Command::Peer(args) => block_on(peer::run(*args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,
         Command::Schema(args) => schema::run(&args, out),
         Command::Completion(args) => schema::run_completion(&args, &mut Cli::command(), out),

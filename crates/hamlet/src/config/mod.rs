@@ -10,6 +10,7 @@
 
 mod check;
 pub mod init;
+pub mod made;
 mod model;
 mod problem;
 mod raw;
@@ -47,10 +48,21 @@ pub struct Loaded {
     pub files: usize,
 }
 
-/// Reads one file or a folder (blocking) and checks it. Files that the configuration names but that
+/// The Mesh among these texts, if it is right. Says nothing about what is wrong: that is for
+/// [`load_sources`].
+pub fn mesh_in(sources: &[SourceFile]) -> Option<MeshConfig> {
+    let mut problems = Collector::default();
+    let (documents, incomplete) = read_documents(sources, &mut problems);
+    check::mesh_alone(documents, incomplete, sources, &mut problems)
+}
+
+/// Reads one file or a folder (blocking) and checks it, with the peers that tokens made. Files that the configuration names but that
 /// don't exist are warnings: whoever checks a configuration often doesn't hold the keys.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
-    let sources = read_sources(path)?;
+    let mut sources = read_sources(path)?;
+    if let Some(mesh) = mesh_in(&sources) {
+        sources.extend(made::sources_in(&mesh.data));
+    }
     load_from(&sources, |reference| !reference.file.is_file())
 }
 

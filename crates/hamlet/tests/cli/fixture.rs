@@ -99,6 +99,10 @@ impl StateSource for Fake {
         let entries = transcript().into_iter().filter(|e| e.seq > after).collect();
         (peer == "globex").then(|| TranscriptPage { peer: peer.to_owned(), gone: 2, entries })
     }
+    fn peering(&self, _request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+        Box::pin(std::future::ready(Ok(PeeringAnswer::List(PeeringList::default()))))
+    }
+
     fn metrics_text(&self) -> String {
         "# EOF\n".into()
     }
