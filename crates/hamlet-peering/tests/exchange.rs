@@ -205,7 +205,8 @@ fn a_man_in_the_middle_who_swaps_a_part_is_refused() {
     let evil = Mesh::new("globex.example", "agent.evil.example:7443");
     let evil_a = Mesh::new("acme.example", "agent.evil.example:7443");
     // What he can put in the place of the honest part, without the secret.
-    let swaps: [(&str, usize, Box<dyn Fn(Message) -> Message>); 5] = [
+    type Swap<'a> = Box<dyn Fn(Message) -> Message + 'a>;
+    let swaps: [(&str, usize, Swap<'_>); 5] = [
         ("A's bundle", 2, Box::new(|_| Message::Offer { nonce: NONCE_A, document: evil_a.bytes() })),
         ("A's nonce", 2, Box::new(|_| Message::Offer { nonce: [9; 32], document: world.a.bytes() })),
         (
