@@ -206,8 +206,11 @@ impl<J: LinkJudge> Importer<J> {
                 request = self.requests.recv() => match request {
                     Some(Request::Forget(done)) => {
                         self.forget().await;
+                        // The slice is free before anybody hears of it: the peer may come back at
+                        // once. There is no state left to save.
+                        drop(self);
                         let _ = done.send(());
-                        break 'committing;
+                        return;
                     }
                     Some(request) => self.serve(request).await,
                     None => break 'committing,
