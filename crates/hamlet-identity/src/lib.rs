@@ -41,7 +41,7 @@ mod verify;
 pub mod watch;
 pub mod workload;
 
-pub use authority::{Authority, AuthorityError, AuthoritySettings, LeafSpec, Release};
+pub use authority::{Authority, AuthorityError, AuthorityKeeper, AuthoritySettings, LeafSpec, Release};
 pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
 pub use crl::{CRL_BYTES_MAX, CRLS_MAX, CrlError, Lenience, ListedCrl, RevocationLists, RevocationPolicy};

@@ -9,8 +9,11 @@
 
 mod certs;
 mod disk;
+mod keeper;
 pub mod plan;
 pub mod state;
+
+pub use keeper::{AuthorityKeeper, Kept, LOOK_EVERY};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,6 +37,11 @@ use crate::minter::CurrentCa;
 
 /// Most steps of one look; a plan comes to rest long before.
 const STEPS_MAX: usize = 16;
+
+/// The file of state of the authority in an identity folder.
+pub fn state_file(folder: &Path) -> PathBuf {
+    Disk::new(folder).state_file()
+}
 
 /// Why the authority could not do what it should.
 #[derive(Debug, thiserror::Error)]
