@@ -14,7 +14,7 @@ use hamlet_core::lease::NameLeases;
 use hamlet_core::offers::{IngressOffer, PublicationInputs};
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{CallerForm, DnsLabel, Fqdn, LocalInstance, LocalService, PeerName, Protocol, ServiceName};
-use hamlet_identity::TrustTable;
+use hamlet_identity::{LocalIdentity, TrustTable};
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::{Dialect, Secret};
@@ -126,8 +126,8 @@ impl Agent {
         peers: &[Known<'_>],
         manner: Manner,
     ) -> Agent {
-        let leaf = ca.agent();
-        Agent::whole(name, ca, leaf, store, peers, manner).await
+        let identity = ca.agent().identity();
+        Agent::proving(identity, name, ca, store, peers, manner).await
     }
 
     /// An agent that presents a leaf of its own.
@@ -138,13 +138,14 @@ impl Agent {
         store: Arc<MemoryStore>,
         peers: &[Known<'_>],
     ) -> Agent {
-        Agent::whole(name, ca, leaf, store, peers, Manner::default()).await
+        Agent::proving(leaf.identity(), name, ca, store, peers, Manner::default()).await
     }
 
-    async fn whole(
+    /// The same with an identity of its own.
+    pub async fn proving(
+        identity: Arc<LocalIdentity>,
         name: &'static str,
         ca: TestCa,
-        leaf: TestLeaf,
         store: Arc<MemoryStore>,
         peers: &[Known<'_>],
         manner: Manner,
@@ -154,7 +155,6 @@ impl Agent {
         let supervisor = Supervisor::new(shutdown.clone());
         let spawner = supervisor.spawner();
         let trust = trust_table(peers.iter().map(|p| p.ca.trust_as(p.name)).collect());
-        let identity = leaf.identity();
         let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {
