@@ -106,6 +106,7 @@ impl<T> Swapped<T> {
 /// What all tasks of the gateway share.
 pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
+    identity: Arc<LocalIdentity>,
     /// What egress dials with.
     pub(crate) clients: GatewayClients,
     pub(crate) trust: Arc<TrustTable>,
@@ -205,7 +206,8 @@ impl Gateway {
             listeners: Listeners::default(),
             metrics: GatewayMetrics::default(),
             config,
-            clients: GatewayClients::new(identity, trust.clone()),
+            clients: GatewayClients::new(identity.clone(), trust.clone()),
+            identity,
             trust,
             spawner: spawner.clone(),
             clock,

@@ -18,7 +18,8 @@ fn keeper(folder: &Path, clock: Arc<dyn Clock>, lives: Lives) -> (Arc<AuthorityK
     let leaf = LeafSpec { id: domain.id("hamlet/agent").unwrap(), names: vec![] };
     let id = leaf.id.clone();
     let leaves = BTreeMap::from([(LeafRole::Agent, leaf)]);
-    let settings = AuthoritySettings { folder: folder.to_owned(), domain, lives, leaves, clock: clock.clone() };
+    let settings =
+        AuthoritySettings { folder: folder.to_owned(), domain, lives, leaves, clock: clock.clone() };
     let authority = Arc::new(Authority::create(settings).unwrap());
     let (cert, key) = authority.leaf_files(LeafRole::Agent);
     let identity = LocalIdentity::from_pem_files_or_wait(&cert, &key, id, clock);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hamlet::config::{
-    IdentityConfig, Loaded, Problems, Resync, Severity, SourceFile, load, load_sources, schema, validate_command,
+    IdentityConfig, Loaded, Problems, Resync, Severity, SourceFile, load, load_sources, schema,
+    validate_command,
 };
 use hamlet_core::settle::PASSES_APART;
 use proptest::prelude::*;

@@ -15,7 +15,7 @@ use super::plan::{ClockWatch, Planned};
 use super::state::LeafRole;
 use super::{Authority, AuthorityError};
 use crate::local::LocalIdentity;
-use crate::verify::time_text;
+use crate::refused::time_text;
 
 /// Longest time between two looks: what an operator changed with `hamlet ca` is taken over within
 /// it.

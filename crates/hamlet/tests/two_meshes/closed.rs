@@ -237,7 +237,11 @@ fn an_authority_that_cant_be_used_keeps_what_it_made_in_use_and_closes_only_what
     two.until_in_sync();
     let status = two.globex.cli(&["status"]);
     assert_eq!(status.code, 3);
-    assert!(status.out.contains("authority.json") && status.out.contains("put back a copy"), "{}", status.out);
+    assert!(
+        status.out.contains("authority.json") && status.out.contains("put back a copy"),
+        "{}",
+        status.out
+    );
     two.globex.stop();
 
     fs::remove_file(folder.join("agent.key")).unwrap();
