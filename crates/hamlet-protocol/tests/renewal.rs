@@ -6,19 +6,18 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::agent::{Agent, Known, Manner, names};
+use common::agent::{Agent, Known, names};
 use hamlet_identity::LocalIdentity;
 use hamlet_protocol::limits::ConnectionLimits;
 use hamlet_protocol::link::Connection;
 use hamlet_runtime::SystemClock;
-use hamlet_testkit::pki::{LeafSpec, TestCa};
-use hamlet_testkit::store::MemoryStore;
+use hamlet_testkit::pki::{LeafSpec, TestCa, TestLeaf};
 use hamlet_testkit::{GENEROUS, eventually};
 
 /// A consumer that dials `bank`, with that identity.
-async fn shop(bank: &Agent, ca: TestCa, identity: Arc<LocalIdentity>) -> Agent {
+async fn shop(bank: &Agent, ca: TestCa, (leaf, identity): (TestLeaf, Arc<LocalIdentity>)) -> Agent {
     let known = Known { name: "bank", ca: &bank.ca, address: Some(bank.address) };
-    let shop = Agent::proving(identity, "shop", ca, MemoryStore::new(), &[known], Manner::default()).await;
+    let shop = Agent::proving(identity, leaf, "shop", ca, &[known]).await;
     shop.publish("bank", &[]);
     shop
 }
@@ -52,8 +51,9 @@ async fn publish_until(bank: &Agent, shop: &Agent, enough: impl Fn() -> bool) ->
 async fn a_stream_is_renewed_at_its_age_again_and_again_and_no_update_is_lost() {
     let ca = TestCa::new("shop.example");
     let bank = Agent::start("bank", &ca, "shop", None).await;
-    let identity = ca.agent().identity();
-    let shop = shop(&bank, ca, identity).await;
+    let leaf = ca.agent();
+    let identity = leaf.identity();
+    let shop = shop(&bank, ca, (leaf, identity)).await;
     let most = ConnectionLimits { stream_life: Duration::from_millis(150), ..ConnectionLimits::default() };
     shop.limits.store(Arc::new(most));
     let link = shop.link();
@@ -68,19 +68,20 @@ async fn a_stream_is_renewed_at_its_age_again_and_again_and_no_update_is_lost() 
 }
 
 /// Of shop's agent, good for so many seconds, in files that can be replaced.
-fn short_lived(ca: &TestCa, folder: &std::path::Path, seconds: i64) -> Arc<LocalIdentity> {
+fn short_lived(ca: &TestCa, folder: &std::path::Path, seconds: i64) -> (TestLeaf, Arc<LocalIdentity>) {
     let leaf = LeafSpec { not_after: seconds, ..LeafSpec::of("spiffe://shop.example/agent") };
-    let (cert, key) = ca.leaf(leaf).write(folder, "agent");
-    LocalIdentity::from_pem_files(&cert, &key, SystemClock::shared()).unwrap()
+    let leaf = ca.leaf(leaf);
+    let (cert, key) = leaf.write(folder, "agent");
+    (leaf, LocalIdentity::from_pem_files(&cert, &key, SystemClock::shared()).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_is_renewed_before_its_certificates_end_if_there_are_later_ones() {
     let (ca, dir) = (TestCa::new("shop.example"), tempfile::tempdir().unwrap());
     let bank = Agent::start("bank", &ca, "shop", None).await;
-    let identity = short_lived(&ca, dir.path(), 6);
+    let (leaf, identity) = short_lived(&ca, dir.path(), 6);
     let later = ca.agent();
-    let shop = shop(&bank, ca, identity.clone()).await;
+    let shop = shop(&bank, ca, (leaf, identity.clone())).await;
     let link = shop.link();
     publish_until(&bank, &shop, || link.streams() >= 1).await;
     later.write(dir.path(), "agent");
@@ -95,9 +96,9 @@ async fn a_stream_is_renewed_before_its_certificates_end_if_there_are_later_ones
 async fn a_stream_ends_with_its_certificates_if_there_are_no_later_ones_and_imports_stay() {
     let (ca, dir) = (TestCa::new("shop.example"), tempfile::tempdir().unwrap());
     let bank = Agent::start("bank", &ca, "shop", None).await;
-    let identity = short_lived(&ca, dir.path(), 4);
+    let (leaf, identity) = short_lived(&ca, dir.path(), 4);
     let later = ca.agent();
-    let shop = shop(&bank, ca, identity.clone()).await;
+    let shop = shop(&bank, ca, (leaf, identity.clone())).await;
     let link = shop.link();
     bank.publish("shop", &names(&["ledger"]));
     eventually("the service is there", GENEROUS, || holds(&shop, "ledger")).await;

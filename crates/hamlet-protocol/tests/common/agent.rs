@@ -126,8 +126,8 @@ impl Agent {
         peers: &[Known<'_>],
         manner: Manner,
     ) -> Agent {
-        let identity = ca.agent().identity();
-        Agent::proving(identity, name, ca, store, peers, manner).await
+        let leaf = ca.agent();
+        Agent::whole(name, ca, leaf.identity(), leaf, store, peers, manner).await
     }
 
     /// An agent that presents a leaf of its own.
@@ -138,14 +138,25 @@ impl Agent {
         store: Arc<MemoryStore>,
         peers: &[Known<'_>],
     ) -> Agent {
-        Agent::proving(leaf.identity(), name, ca, store, peers, Manner::default()).await
+        Agent::whole(name, ca, leaf.identity(), leaf, store, peers, Manner::default()).await
     }
 
-    /// The same with an identity of its own.
+    /// An agent whose identity may change; `leaf` is what it begins with.
     pub async fn proving(
         identity: Arc<LocalIdentity>,
+        leaf: TestLeaf,
         name: &'static str,
         ca: TestCa,
+        peers: &[Known<'_>],
+    ) -> Agent {
+        Agent::whole(name, ca, identity, leaf, MemoryStore::new(), peers, Manner::default()).await
+    }
+
+    async fn whole(
+        name: &'static str,
+        ca: TestCa,
+        identity: Arc<LocalIdentity>,
+        leaf: TestLeaf,
         store: Arc<MemoryStore>,
         peers: &[Known<'_>],
         manner: Manner,
