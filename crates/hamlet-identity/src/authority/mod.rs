@@ -43,6 +43,11 @@ pub fn state_file(folder: &Path) -> PathBuf {
     Disk::new(folder).state_file()
 }
 
+/// The file in an identity folder with the bundle for peers.
+pub fn bundle_file(folder: &Path) -> PathBuf {
+    Disk::new(folder).bundle_file()
+}
+
 /// Why the authority could not do what it should.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]

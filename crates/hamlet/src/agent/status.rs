@@ -7,7 +7,8 @@ use std::time::Duration;
 use hamlet_admin::api::{
     AgentStatus, ApiError, ConfigStatus, CrlStatus, Event, ImportStatus, InstanceStatus, Origin, PeerState,
     PeerStatus, PeeringAnswer, PeeringRequest, Programming, PublicationStatus, ReadyCheck, ReloadProblems,
-    ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
+    ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus,
+    TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
