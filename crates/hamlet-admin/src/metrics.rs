@@ -16,8 +16,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::api::{
-    AgentStatus, Flow, Origin, PeerState, PeerStatus, Programming, Proof, ReadyCheck, ServiceStatus,
-    StallKind,
+    AgentStatus, AuthorityStatus, Flow, Origin, PeerState, PeerStatus, Programming, Proof, ReadyCheck,
+    ServiceStatus, StallKind,
 };
 
 type Number = Gauge<f64, AtomicU64>;
@@ -70,6 +70,10 @@ struct OriginLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
     listener: String,
+}
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
 }
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RoleLabel {
@@ -130,6 +134,12 @@ metrics! {
         listener_up: By<ListenerLabel>,
         /// When an identity of ours expires, in seconds since the Unix epoch.
         identity_not_after_seconds: By<RoleLabel>,
+        /// Whether an identity of ours is in order (1), or its renewal or its files failed (0).
+        identity_good: By<RoleLabel>,
+        /// Renewals and rotations that our own authority did since the start; absent series without one.
+        authority_steps: By<KindLabel>,
+        /// When our own authority's root (`root`) and intermediate (`issuing`) expire, in seconds since the Unix epoch.
+        authority_not_after_seconds: By<KindLabel>,
         /// Services by origin: local, or imported and in force.
         services: By<OriginLabel>,
         /// Imported instances that can't be called; `hamlet describe service` says why.
@@ -258,6 +268,20 @@ impl StateMetrics {
         for identity in &agent.identities {
             let label = RoleLabel { role: identity.role.clone() };
             self.identity_not_after_seconds.get_or_create(&label).set(number(identity.not_after_s));
+            self.identity_good.get_or_create(&label).set(flag(identity.problem().is_none()));
+        }
+        if let Some(authority) = &agent.authority {
+            self.fill_authority(authority);
+        }
+    }
+
+    fn fill_authority(&self, authority: &AuthorityStatus) {
+        for (kind, count) in [("done", authority.steps), ("failed", authority.failures)] {
+            self.authority_steps.get_or_create(&KindLabel { kind }).set(number(count));
+        }
+        let ends = [("root", authority.root_not_after_s), ("issuing", authority.issuing_not_after_s)];
+        for (kind, end) in ends {
+            self.authority_not_after_seconds.get_or_create(&KindLabel { kind }).set(number(end));
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use hamlet_identity::{
     GatewayClients, LocalIdentity, SilentSockets, SniMinter, TrustTable, gateway_server_config,
 };
 use hamlet_runtime::{Clock, Spawner};
+use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -24,6 +25,9 @@ use crate::metrics::{GatewayMetrics, GatewayStats, ListenerKind};
 use crate::pick::Picker;
 use crate::routes::{EgressTable, IngressTable};
 use crate::{egress, egress_http, ingress};
+
+/// How long a listener that came late waits before it tries its port again.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
 
 /// How a gateway listens and how patient it is.
 #[derive(Debug, Clone)]
@@ -102,6 +106,7 @@ impl<T> Swapped<T> {
 /// What all tasks of the gateway share.
 pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
+    identity: Arc<LocalIdentity>,
     /// What egress dials with.
     pub(crate) clients: GatewayClients,
     pub(crate) trust: Arc<TrustTable>,
@@ -157,17 +162,24 @@ impl Shared {
     }
 }
 
+/// Where ingress listens, once it does.
+#[derive(Default)]
+struct Ingress {
+    at: OnceLock<SocketAddr>,
+    error: Mutex<Option<String>>,
+}
+
 /// A running gateway. Its tasks belong to the supervisor and stop with it; dropping the handle
 /// stops nothing.
 pub struct Gateway {
     shared: Arc<Shared>,
-    ingress: Option<SocketAddr>,
+    ingress: Arc<Ingress>,
     egress_http: Option<SocketAddr>,
 }
 
 impl Gateway {
     /// Binds the listeners and starts serving, with no routes yet. `minter` mints a leaf for each
-    /// SNI where the CA is local.
+    /// SNI where the CA is local. Ingress is bound once `identity` is usable, and not before.
     pub async fn start(
         config: GatewayConfig,
         identity: Arc<LocalIdentity>,
@@ -176,7 +188,8 @@ impl Gateway {
         spawner: Spawner,
         clock: Arc<dyn Clock>,
     ) -> Result<Gateway, StartError> {
-        let ingress = config.ingress.map(|at| bound("ingress", at)).transpose()?;
+        let (at, usable) = (config.ingress, identity.unusable().is_none());
+        let ingress = at.filter(|_| usable).map(|at| bound("ingress", at)).transpose()?;
         let egress_http = config.egress_http.map(|at| bound("egress HTTP", at)).transpose()?;
         let limits = &config.limits;
         let shared = Arc::new(Shared {
@@ -193,18 +206,23 @@ impl Gateway {
             listeners: Listeners::default(),
             metrics: GatewayMetrics::default(),
             config,
-            clients: GatewayClients::new(identity, trust.clone()),
+            clients: GatewayClients::new(identity.clone(), trust.clone()),
+            identity,
             trust,
             spawner: spawner.clone(),
             clock,
         });
         let gateway = Gateway {
-            ingress: ingress.as_ref().map(|(_, at)| *at),
+            ingress: Arc::default(),
             egress_http: egress_http.as_ref().map(|(_, at)| *at),
             shared: shared.clone(),
         };
-        if let Some((listener, _)) = ingress {
+        if let Some((listener, at)) = ingress {
+            let _ = gateway.ingress.at.set(at);
             spawner.spawn("gateway/ingress", ingress::run(shared.clone(), listener));
+        } else if let Some(at) = at {
+            let waiting = wait_for_identity(shared.clone(), at, gateway.ingress.clone());
+            spawner.spawn("gateway/ingress", waiting);
         }
         if let Some((listener, _)) = egress_http {
             spawner.spawn("gateway/egress-http", egress_http::run(shared.clone(), listener));
@@ -215,7 +233,17 @@ impl Gateway {
 
     /// Where ingress listens, with the port that port 0 became.
     pub fn ingress_addr(&self) -> Option<SocketAddr> {
-        self.ingress
+        self.ingress.at.get().copied()
+    }
+
+    /// Why ingress doesn't listen although it is configured to, and what to do.
+    pub fn ingress_problem(&self) -> Option<String> {
+        if self.shared.config.ingress.is_none() || self.ingress_addr().is_some() {
+            return None;
+        }
+        let bind = self.ingress.error.lock().clone();
+        let starting = || "it starts at this moment".to_owned();
+        Some(self.shared.identity.unusable().or(bind).unwrap_or_else(starting))
     }
 
     /// Where the shared HTTP listener listens.
@@ -284,4 +312,35 @@ fn bound(listener: &'static str, at: SocketAddr) -> Result<(TcpListener, SocketA
         };
         StartError::Bind { listener, reason: problem.reason, remedy, source }
     })
+}
+
+/// Binds ingress as soon as there is something to prove; until then nobody is answered there.
+async fn wait_for_identity(shared: Arc<Shared>, at: SocketAddr, ingress: Arc<Ingress>) {
+    let shutdown = shared.spawner.shutdown();
+    let mut changed = shared.identity.changed();
+    while shared.identity.unusable().is_some() {
+        if !matches!(shutdown.or_begun(changed.changed()).await, Some(Ok(()))) {
+            return;
+        }
+    }
+    let listener = 'binding: loop {
+        match bound("ingress", at) {
+            Ok((listener, at)) => {
+                tracing::info!(listener = "ingress", address = %at, "listening");
+                let _ = ingress.at.set(at);
+                break 'binding listener;
+            }
+            Err(error) => {
+                let text = Some(error.to_string());
+                let before = std::mem::replace(&mut *ingress.error.lock(), text.clone());
+                if before != text {
+                    tracing::error!(%error, "ingress does not listen; tried again");
+                }
+            }
+        }
+        if shutdown.or_begun(tokio::time::sleep(BIND_AGAIN)).await.is_none() {
+            return;
+        }
+    };
+    ingress::run(shared, listener).await;
 }

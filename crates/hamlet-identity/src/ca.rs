@@ -1,7 +1,7 @@
 //! The local CA: issues this mesh's agent and gateway certificates. ECDSA P-256.
 //!
 //! For meshes without a PKI of their own; it signs for one trust domain only and keeps no list of
-//! what it issued (rotation and revocation are not here). Invariant: every leaf has exactly one
+//! what it issued (rotation is in [`crate::authority`]). Invariant: every leaf has exactly one
 //! URI SAN, an id of this CA's trust domain, and never outlives the CA.
 
 use std::fmt;
@@ -39,7 +39,7 @@ pub const SNI_LIFETIME: Duration = DAY;
 /// Most DNS SANs in one leaf.
 pub const DNS_NAMES_MAX: usize = 64;
 /// Validity begins this long before now, for peers whose clock is behind.
-const BACKDATED: Duration = NOT_BEFORE_SKEW;
+pub(crate) const BACKDATED: Duration = NOT_BEFORE_SKEW;
 /// Longest common or organisation name (RFC 5280, ub-common-name).
 const NAME_PART_MAX: usize = 64;
 
@@ -65,6 +65,8 @@ pub enum CaError {
         "the time {0:?} can't be written in a certificate; choose a shorter lifetime and check the clock"
     )]
     Time(Duration),
+    #[error("there is no CA to sign with; `hamlet ca status` says why")]
+    Absent,
     #[error("the cryptography library failed: {0}; this is a fault of the installation")]
     Crypto(String),
 }
@@ -110,6 +112,8 @@ pub struct LocalCa {
     above: Vec<CertificateDer<'static>>,
     issuer: Issuer<'static, KeyPair>,
     not_after: Duration,
+    /// Longest life of a leaf.
+    leaf_life: Duration,
     clock: Arc<dyn Clock>,
 }
 
@@ -143,7 +147,7 @@ impl LocalCa {
         write_new(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
         write_new(&cert_path, pem.as_bytes(), 0o644)?;
         let (domain, above, issuer) = (domain.clone(), Vec::new(), Issuer::new(params, key));
-        Ok(LocalCa { domain, pem, above, issuer, not_after: until, clock })
+        Ok(LocalCa { domain, pem, above, issuer, not_after: until, leaf_life: Duration::MAX, clock })
     }
 
     /// Opens the CA that [`Self::create`] wrote to `folder`; its trust domain is in its
@@ -160,18 +164,29 @@ impl LocalCa {
         domain: Option<&TrustDomain>,
         clock: Arc<dyn Clock>,
     ) -> Result<LocalCa, CaError> {
+        let (pem, text) = (read_public(cert)?, read_key(key)?);
+        LocalCa::read(&pem, &text, (cert, key), domain, clock)
+    }
+
+    /// The same from what the files hold; `names` are for messages.
+    pub(crate) fn read(
+        pem: &[u8],
+        text: &[u8],
+        names: (&Path, &Path),
+        domain: Option<&TrustDomain>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<LocalCa, CaError> {
+        let (cert, key) = names;
         let bad = |reason: String| CaError::Certificate { path: cert.to_owned(), reason };
         let bad_key = |reason: &str| CaError::Key { path: key.to_owned(), reason: reason.to_owned() };
-        let pem = read_public(cert)?;
-        let mut ders: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem)
+        let mut ders: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem)
             .collect::<Result<_, _>>()
             .map_err(|e| bad(format!("it can't be read as PEM: {e}")))?;
         let first = ders.first().ok_or_else(|| bad("it has no certificate".to_owned()))?.clone();
         let read = inspect(&first).map_err(bad)?;
         let domain = signing_domain(&read, domain).map_err(bad)?;
         // The parser's error is not shown: it could quote what it read.
-        let text = read_key(key)?;
-        let private = rustls_pki_types::PrivateKeyDer::from_pem_slice(&text)
+        let private = rustls_pki_types::PrivateKeyDer::from_pem_slice(text)
             .map_err(|_| bad_key("it has no private key in PEM"))?;
         let pair = KeyPair::try_from(&private).map_err(|_| bad_key("the kind of key is not supported"))?;
         let public = x509_spki(&first).ok_or_else(|| bad("its public key can't be read".to_owned()))?;
@@ -182,8 +197,24 @@ impl LocalCa {
         if read.self_issued {
             ders.clear();
         }
-        let pem = String::from_utf8_lossy(&pem).into_owned();
-        Ok(LocalCa { domain, pem, above: ders, issuer, not_after: read.not_after, clock })
+        let pem = String::from_utf8_lossy(pem).into_owned();
+        let (above, not_after, leaf_life) = (ders, read.not_after, Duration::MAX);
+        Ok(LocalCa { domain, pem, above, issuer, not_after, leaf_life, clock })
+    }
+
+    /// Signs no leaf that lives longer.
+    pub(crate) fn with_leaf_life(self, leaf_life: Duration) -> LocalCa {
+        LocalCa { leaf_life, ..self }
+    }
+
+    /// Whether it signs what the other signs, with the same chain.
+    pub(crate) fn is_same(&self, other: &LocalCa) -> bool {
+        self.pem == other.pem && self.leaf_life == other.leaf_life
+    }
+
+    /// Longest life of the leaves it mints for an SNI.
+    pub(crate) fn sni_life(&self) -> Duration {
+        SNI_LIFETIME.min(self.leaf_life)
     }
 
     /// The trust domain it signs for.
@@ -245,8 +276,9 @@ impl LocalCa {
         sni: &Fqdn,
         key: &KeyPair,
     ) -> Result<(Vec<CertificateDer<'static>>, Duration), CaError> {
-        let until = self.until(SNI_LIFETIME)?;
-        let leaf = self.sign("Hamlet gateway", id, std::slice::from_ref(sni), SNI_LIFETIME, key)?;
+        let life = self.sni_life();
+        let until = self.until(life)?;
+        let leaf = self.sign("Hamlet gateway", id, std::slice::from_ref(sni), life, key)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(self.above.iter().cloned());
         Ok((chain, until))
@@ -290,6 +322,7 @@ impl LocalCa {
         if self.not_after <= now {
             return Err(CaError::Expired(self.not_after));
         }
+        let lifetime = lifetime.min(self.leaf_life);
         Ok((now + lifetime).min(self.not_after))
     }
 }
@@ -300,7 +333,7 @@ pub(crate) fn signing_key(key: &KeyPair) -> Result<Arc<dyn rustls::sign::Signing
     provider().key_provider.load_private_key(der).map_err(|e| CaError::Crypto(e.to_string()))
 }
 
-fn params(from: Duration, until: Duration) -> Result<CertificateParams, CaError> {
+pub(crate) fn params(from: Duration, until: Duration) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.not_before = date(from)?;
     params.not_after = date(until)?;
@@ -318,7 +351,7 @@ fn date(at: Duration) -> Result<OffsetDateTime, CaError> {
     if date.year() > 9999 { Err(CaError::Time(at)) } else { Ok(date) }
 }
 
-fn subject(name: &str, domain: &TrustDomain) -> DistinguishedName {
+pub(crate) fn subject(name: &str, domain: &TrustDomain) -> DistinguishedName {
     let mut subject = DistinguishedName::new();
     let organisation: String = domain.as_str().chars().take(NAME_PART_MAX).collect();
     subject.push(DnType::OrganizationName, organisation);
@@ -326,7 +359,7 @@ fn subject(name: &str, domain: &TrustDomain) -> DistinguishedName {
     subject
 }
 
-fn uri(text: &str) -> Result<SanType, CaError> {
+pub(crate) fn uri(text: &str) -> Result<SanType, CaError> {
     Ok(SanType::URI(text.try_into()?))
 }
 

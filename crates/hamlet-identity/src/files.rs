@@ -83,9 +83,15 @@ pub(crate) fn refuse_existing(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Writes a new file: beside its place, made durable, then renamed into it. Never overwrites.
+/// Writes a new file. Never overwrites.
 pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     refuse_existing(path)?;
+    replace(path, bytes, mode)
+}
+
+/// Writes a file beside its place, makes it durable and renames it into its place: a reader sees
+/// the old one or the new one, whole.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let failed = |error| FileError::Write { path: path.to_owned(), error };
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());

@@ -16,6 +16,7 @@
 //! What comes before a handshake is here as well, because both listeners need it: [`read_hello`]
 //! and [`SilentSockets`]. This crate doesn't open sockets and doesn't read configuration documents.
 
+pub mod authority;
 mod bundle;
 pub mod ca;
 mod constraints;
@@ -40,6 +41,7 @@ mod verify;
 pub mod watch;
 pub mod workload;
 
+pub use authority::{Authority, AuthorityError, AuthorityKeeper, AuthoritySettings, LeafSpec, Release};
 pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
 pub use crl::{CRL_BYTES_MAX, CRLS_MAX, CrlError, Lenience, ListedCrl, RevocationLists, RevocationPolicy};
@@ -47,7 +49,7 @@ pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
 pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity};
-pub use minter::{MINTED_MAX, SniMinter};
+pub use minter::{CurrentCa, MINTED_MAX, SniMinter};
 pub use refused::VerifyError;
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
 pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};

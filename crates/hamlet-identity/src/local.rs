@@ -2,15 +2,16 @@
 //!
 //! It watches nothing itself ([`crate::watch`] does). Invariant: what is presented is always a
 //! whole, matching pair of certificate and key that keeps the same rules as a peer's; a bad new
-//! pair leaves the last good one in place.
+//! pair leaves the last good one in place. Where there never was a good one, nothing is presented:
+//! no handshake succeeds, and what would listen waits ([`LocalIdentity::unusable`]).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use hamlet_core::SpiffeId;
+use arc_swap::ArcSwapOption;
+use hamlet_core::{SpiffeId, TrustDomain};
 use hamlet_runtime::Clock;
 use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
@@ -50,6 +51,10 @@ pub enum IdentityError {
     Leaf { cert: String, error: VerifyError },
     #[error("the certificate in {cert} expired at {}; renew it", time_text(.not_after))]
     Expired { cert: String, not_after: Duration },
+    #[error(
+        "{cert} proves {id}, which is outside our trust domain {domain}; issue a certificate of {domain}"
+    )]
+    OtherDomain { cert: String, id: SpiffeId, domain: TrustDomain },
 }
 
 struct Current {
@@ -82,8 +87,15 @@ enum Origin {
 pub struct LocalIdentity {
     origin: Origin,
     clock: Arc<dyn Clock>,
-    current: ArcSwap<Current>,
+    /// What is presented; empty if there never was anything usable.
+    current: ArcSwapOption<Current>,
+    /// The id to speak of while there is none.
+    expected: SpiffeId,
+    /// The only trust domain that our id may be of, where that is known.
+    domain: Option<TrustDomain>,
     last_error: Mutex<Option<String>>,
+    /// Why whoever renews it could not.
+    renewal_error: Mutex<Option<String>>,
     generation: watch::Sender<u64>,
 }
 
@@ -104,6 +116,42 @@ impl LocalIdentity {
         let origin = Origin::Files { cert: cert.to_owned(), key: key.to_owned() };
         let (cert_pem, key_pem) = (read_public(cert)?, read_key(key)?);
         LocalIdentity::load(origin, &cert_pem, &key_pem, clock)
+    }
+
+    /// Loads what proves an id of the trust domain of `expected`, or waits for it: a pair that is
+    /// missing, unreadable, mismatched, of another trust domain or expired is not used, and is read
+    /// again by [`Self::reload`]. Until then [`Self::unusable`] says why.
+    pub fn from_pem_files_or_wait(
+        cert: &Path,
+        key: &Path,
+        expected: SpiffeId,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<LocalIdentity> {
+        let origin = Origin::Files { cert: cert.to_owned(), key: key.to_owned() };
+        let domain = Some(expected.trust_domain().clone());
+        let identity = Arc::new(LocalIdentity::empty(origin, expected, domain, clock));
+        if let Err(error) = identity.reload() {
+            tracing::error!(id = %identity.expected, %error, "this identity can't be used; what needs it doesn't start");
+        }
+        identity
+    }
+
+    fn empty(
+        origin: Origin,
+        expected: SpiffeId,
+        domain: Option<TrustDomain>,
+        clock: Arc<dyn Clock>,
+    ) -> LocalIdentity {
+        LocalIdentity {
+            origin,
+            clock,
+            current: ArcSwapOption::empty(),
+            expected,
+            domain,
+            last_error: Mutex::new(None),
+            renewal_error: Mutex::new(None),
+            generation: watch::Sender::new(0),
+        }
     }
 
     /// The same from memory; there is nothing to reload then.
@@ -135,13 +183,9 @@ impl LocalIdentity {
             let until = time_text(&current.not_after);
             tracing::warn!(id = %current.id, %until, "our certificate has expired; peers will refuse it: renew it");
         }
-        Ok(Arc::new(LocalIdentity {
-            origin,
-            clock,
-            current: ArcSwap::from_pointee(current),
-            last_error: Mutex::new(None),
-            generation: watch::Sender::new(0),
-        }))
+        let identity = LocalIdentity::empty(origin, current.id.clone(), None, clock);
+        identity.current.store(Some(Arc::new(current)));
+        Ok(Arc::new(identity))
     }
 
     /// Reads the files again. `Ok(true)` if a new pair is now presented. On error (also a
@@ -166,49 +210,69 @@ impl LocalIdentity {
             Origin::Memory => return Ok(false),
         };
         let old = self.current.load();
-        if stamp(&cert_pem, &key_pem) == old.stamp {
+        if old.as_ref().is_some_and(|old| stamp(&cert_pem, &key_pem) == old.stamp) {
             return Ok(false);
         }
         let new = read_pair(&self.origin, &cert_pem, &key_pem)?;
         if new.not_after < self.clock.wall() {
             return Err(IdentityError::Expired { cert: cert_name(&self.origin), not_after: new.not_after });
         }
-        if new.id != old.id {
+        if let Some(domain) = self.domain.as_ref().filter(|domain| *domain != new.id.trust_domain()) {
+            let (cert, id, domain) = (cert_name(&self.origin), new.id, domain.clone());
+            return Err(IdentityError::OtherDomain { cert, id, domain });
+        }
+        if let Some(old) = old.as_ref().filter(|old| old.id != new.id) {
             tracing::warn!(old = %old.id, new = %new.id, "our id changed; peers must list the new one");
         }
-        self.current.store(Arc::new(new));
+        self.current.store(Some(Arc::new(new)));
         Ok(true)
     }
 
-    /// The id we prove.
+    /// Why nothing is presented, if nothing is: what needs this identity must not start.
+    pub fn unusable(&self) -> Option<String> {
+        let none = self.current.load().is_none();
+        none.then(|| self.last_error().unwrap_or_else(|| "it was not read yet; try again".to_owned()))
+    }
+
+    /// The id we prove, or are to prove.
     pub fn spiffe_id(&self) -> SpiffeId {
-        self.current.load().id.clone()
+        self.look(|current| current.id.clone()).unwrap_or_else(|| self.expected.clone())
     }
 
     /// DNS SANs of the leaf.
     pub fn dns_names(&self) -> Vec<String> {
-        self.current.load().dns_names.clone()
+        self.look(|current| current.dns_names.clone()).unwrap_or_default()
     }
 
-    /// End of the validity of our chain, since the epoch.
+    /// End of the validity of our chain, since the epoch; zero if there is none.
     pub fn not_after(&self) -> Duration {
-        self.current.load().not_after
+        self.look(|current| current.not_after).unwrap_or_default()
     }
 
-    /// The chain we present, leaf first.
+    /// The chain we present, leaf first; empty if there is none.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.current.load().key.cert.clone()
+        self.look(|current| current.key.cert.clone()).unwrap_or_default()
     }
 
     /// SHA-256 of our leaf.
     pub fn fingerprint(&self) -> [u8; 32] {
-        let current = self.current.load();
-        Sha256::digest(current.key.cert.first().map(AsRef::as_ref).unwrap_or_default()).into()
+        let chain = self.chain();
+        Sha256::digest(chain.first().map(AsRef::as_ref).unwrap_or_default()).into()
     }
 
-    /// What the last reload failed with; `None` after a good one.
+    fn look<R>(&self, f: impl FnOnce(&Current) -> R) -> Option<R> {
+        self.current.load().as_deref().map(f)
+    }
+
+    /// Notes whether the last renewal failed, and why; shown by [`Self::last_error`].
+    pub fn note_renewal(&self, error: Option<String>) {
+        *self.renewal_error.lock() = error;
+    }
+
+    /// What the last reload or renewal failed with; `None` after a good one.
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().clone()
+        let reload = self.last_error.lock().clone();
+        reload.or_else(|| self.renewal_error.lock().clone())
     }
 
     /// Bumped whenever a new pair is presented.
@@ -216,8 +280,8 @@ impl LocalIdentity {
         self.generation.subscribe()
     }
 
-    pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
-        self.current.load().key.clone()
+    pub(crate) fn certified_key(&self) -> Option<Arc<CertifiedKey>> {
+        self.look(|current| current.key.clone())
     }
 
     /// The folders to watch and the files in them.
@@ -251,6 +315,11 @@ fn stamp(cert_pem: &[u8], key_pem: &[u8]) -> [u8; 32] {
     hash.update(cert_pem);
     hash.update(key_pem);
     hash.finalize().into()
+}
+
+/// Whether a certificate chain and a key in PEM can be an identity of ours.
+pub(crate) fn usable_pair(cert_pem: &[u8], key_pem: &[u8]) -> Result<(), IdentityError> {
+    read_pair(&Origin::Memory, cert_pem, key_pem).map(|_| ())
 }
 
 fn read_pair(origin: &Origin, cert_pem: &[u8], key_pem: &[u8]) -> Result<Current, IdentityError> {

@@ -8,19 +8,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use hamlet_core::{Fqdn, SpiffeId};
 use hamlet_runtime::Clock;
 use parking_lot::Mutex;
 use rcgen::KeyPair;
 use rustls::sign::{CertifiedKey, SigningKey};
 
-use crate::ca::{CaError, LocalCa, SNI_LIFETIME, signing_key};
+use crate::ca::{CaError, LocalCa, signing_key};
 use crate::local::LocalIdentity;
 
 /// Most minted leaves that are kept; the one that would be renewed first makes room.
 pub const MINTED_MAX: usize = 4096;
 
+/// The CA that signs leaves at the moment, if there is one; whoever renews it swaps the next one in.
+pub type CurrentCa = Arc<ArcSwapOption<LocalCa>>;
+
 struct Minted {
+    ca: Arc<LocalCa>,
     leaf: Arc<CertifiedKey>,
     id: SpiffeId,
     renew_at: Duration,
@@ -28,7 +33,7 @@ struct Minted {
 
 /// Mints leaves with the gateway's id and one DNS SAN.
 pub struct SniMinter {
-    ca: Arc<LocalCa>,
+    ca: CurrentCa,
     identity: Arc<LocalIdentity>,
     clock: Arc<dyn Clock>,
     /// One key for all leaves: they all prove the same id.
@@ -39,7 +44,7 @@ pub struct SniMinter {
 
 impl fmt::Debug for SniMinter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SniMinter").field("ca", &self.ca).finish_non_exhaustive()
+        f.debug_struct("SniMinter").field("ca", &self.ca.load()).finish_non_exhaustive()
     }
 }
 
@@ -50,9 +55,19 @@ impl SniMinter {
         identity: Arc<LocalIdentity>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<SniMinter>, CaError> {
-        let id = identity.spiffe_id();
-        if id.trust_domain() != ca.trust_domain() {
-            return Err(CaError::ForeignId { id, domain: ca.trust_domain().clone() });
+        SniMinter::following(Arc::new(ArcSwapOption::new(Some(ca))), identity, clock)
+    }
+
+    /// The same with a CA that is renewed: what the one before it signed is minted anew when it is
+    /// asked for again.
+    pub fn following(
+        ca: CurrentCa,
+        identity: Arc<LocalIdentity>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<SniMinter>, CaError> {
+        let (id, domain) = (identity.spiffe_id(), ca.load().as_ref().map(|ca| ca.trust_domain().clone()));
+        if let Some(domain) = domain.filter(|domain| domain != id.trust_domain()) {
+            return Err(CaError::ForeignId { id, domain });
         }
         let key = KeyPair::generate()?;
         let signer = signing_key(&key)?;
@@ -62,16 +77,18 @@ impl SniMinter {
     /// The leaf for `sni`, minted now if there is none, or none that lasts.
     pub fn leaf(&self, sni: &Fqdn) -> Result<Arc<CertifiedKey>, CaError> {
         let (now, id) = (self.clock.wall(), self.identity.spiffe_id());
+        let ca = self.ca.load_full().ok_or(CaError::Absent)?;
         if let Some(minted) = self.minted.lock().get(sni)
             && minted.renew_at > now
             && minted.id == id
+            && Arc::ptr_eq(&minted.ca, &ca)
         {
             return Ok(minted.leaf.clone());
         }
-        let (chain, until) = self.ca.issue_for_sni(&id, sni, &self.key)?;
+        let (chain, until) = ca.issue_for_sni(&id, sni, &self.key)?;
         let leaf = Arc::new(CertifiedKey::new(chain, self.signer.clone()));
         // A third before its end; near the CA's own end that is at once, and each time.
-        let renew_at = until.saturating_sub(SNI_LIFETIME / 3);
+        let renew_at = until.saturating_sub(ca.sni_life() / 3);
         let mut minted = self.minted.lock();
         if minted.len() >= MINTED_MAX && !minted.contains_key(sni) {
             let first = minted.iter().min_by_key(|(_, m)| m.renew_at).map(|(name, _)| name.clone());
@@ -79,7 +96,7 @@ impl SniMinter {
                 minted.remove(&first);
             }
         }
-        minted.insert(sni.clone(), Minted { leaf: leaf.clone(), id, renew_at });
+        minted.insert(sni.clone(), Minted { ca, leaf: leaf.clone(), id, renew_at });
         Ok(leaf)
     }
 

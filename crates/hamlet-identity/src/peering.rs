@@ -182,23 +182,26 @@ struct Presenting {
 }
 
 impl Presenting {
-    fn chain(&self) -> Arc<CertifiedKey> {
-        let own = self.identity.certified_key();
+    /// Nothing while our identity can't be used.
+    fn chain(&self) -> Option<Arc<CertifiedKey>> {
+        let own = self.identity.certified_key()?;
         let mut chain = own.cert.clone();
         chain.extend(self.roots.iter().filter(|root| !own.cert.contains(root)).cloned());
-        Arc::new(CertifiedKey::new(chain, own.key.clone()))
+        // While roots rotate there are more than a chain may have; the one that proves us is first.
+        chain.truncate(CHAIN_MAX);
+        Some(Arc::new(CertifiedKey::new(chain, own.key.clone())))
     }
 }
 
 impl ResolvesServerCert for Presenting {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.chain())
+        self.chain()
     }
 }
 
 impl ResolvesClientCert for Presenting {
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.chain())
+        self.chain()
     }
 
     fn has_certs(&self) -> bool {

@@ -152,16 +152,17 @@ struct OwnLeaf {
 
 impl ResolvesServerCert for OwnLeaf {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let Some(minter) = &self.minter else { return Some(self.identity.certified_key()) };
+        let own = self.identity.certified_key()?;
+        let Some(minter) = &self.minter else { return Some(own) };
         let Some(sni) = hello.server_name().and_then(|name| Fqdn::parse(name).ok()) else {
-            return Some(self.identity.certified_key());
+            return Some(own);
         };
         match minter.leaf(&sni) {
             Ok(leaf) => Some(leaf),
             Err(error) => {
                 // The gateway's own leaf proves the same id; only the DNS SAN is missing.
                 tracing::warn!(%sni, %error, "no leaf minted for this SNI");
-                Some(self.identity.certified_key())
+                Some(own)
             }
         }
     }
@@ -169,7 +170,7 @@ impl ResolvesServerCert for OwnLeaf {
 
 impl ResolvesClientCert for OwnLeaf {
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.identity.certified_key())
+        self.identity.certified_key()
     }
 
     fn has_certs(&self) -> bool {

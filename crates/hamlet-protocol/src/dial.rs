@@ -2,6 +2,8 @@
 //! peer whose version isn't configured is asked for v1alpha2 first, and for the next version only
 //! if it answers UNIMPLEMENTED: nothing else is a reason to speak an older one.
 
+mod renewal;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +19,8 @@ use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::body::Body;
 
+use self::renewal::Ended;
+pub(crate) use self::renewal::Life;
 use crate::dialect::Dialect;
 use crate::dialect::v1alpha1::End;
 use crate::frames::Side;
@@ -59,6 +63,15 @@ enum DialError {
     Http(String, String),
     #[error("{0} is not trusted: {1}")]
     Untrusted(String, String),
+    #[error("our own certificate can't be used, so nobody is dialled: {0}")]
+    OurIdentity(String),
+}
+
+/// A connection with a proven peer.
+struct Connected {
+    sender: SendRequest<Body>,
+    proven: ProvenPeer,
+    life: Life,
 }
 
 impl DialError {
@@ -237,11 +250,14 @@ impl<J: LinkJudge> Dialler<J> {
         changed.mark_unchanged();
         let mut trust = self.trust.changed();
         trust.mark_unchanged();
+        let mut identity = self.identity.changed();
+        identity.mark_unchanged();
         let mut over = std::pin::pin!(tokio::time::sleep(delay));
         'waiting: loop {
             tokio::select! {
                 () = over.as_mut() => return true,
                 _ = trust.changed() => return true,
+                Ok(()) = identity.changed() => return true,
                 () = shutdown.begun() => return false,
                 _ = changed.changed() => {}
             }
@@ -269,16 +285,11 @@ impl<J: LinkJudge> Dialler<J> {
         self.link.set_connection(connection, Some(end.message.clone()));
     }
 
-    /// One connection and its stream, to its end; a second stream on it in the next version if the
-    /// peer doesn't know the first. Also says what the peer was and whether the stream was healthy.
-    async fn attempt(&self, address: &str, shutdown: &Shutdown) -> (StreamEnd, PeerClass, bool) {
+    /// One connection's stream, to its end; a second stream on it in the next version if the peer
+    /// doesn't know the first.
+    async fn talk(&self, connected: Connected, address: &str) -> Ended {
         let unknown = |end| (end, PeerClass::Unknown, false);
-        let connected = match shutdown.or_begun(self.connect(address)).await {
-            Some(Ok(connected)) => connected,
-            Some(Err(error)) => return unknown(error.end()),
-            None => return unknown(StreamEnd::new(Code::Unavailable, "the agent is stopping")),
-        };
-        let (sender, proven) = connected;
+        let Connected { sender, proven, .. } = connected;
         let (mut unknown_version, mut unwanted) = (None, None);
         for dialect in self.link.versions() {
             if let Err(why) = self.worth_dialling(dialect) {
@@ -374,8 +385,11 @@ impl<J: LinkJudge> Dialler<J> {
         (end, Some(cell))
     }
 
-    async fn connect(&self, address: &str) -> Result<(SendRequest<Body>, ProvenPeer), DialError> {
+    async fn connect(&self, address: &str) -> Result<Connected, DialError> {
         let peer: &PeerName = self.link.peer();
+        if let Some(why) = self.identity.unusable() {
+            return Err(DialError::OurIdentity(why));
+        }
         let connect = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, TcpStream::connect(address));
         let stream = match connect.await {
             Ok(Ok(stream)) => stream,
@@ -388,6 +402,8 @@ impl<J: LinkJudge> Dialler<J> {
         let trusted = self.trust.peer(peer);
         let trusted = trusted.ok_or_else(|| untrusted("the peer has no trust bundle".to_owned()))?;
         let config = hamlet_identity::agent_client_config(&self.identity, &self.trust, peer);
+        // Looked at before it is shown: a renewal in between only makes it shorter than it is.
+        let ours = self.identity.not_after();
         let name = hamlet_identity::peer_server_name(&trusted);
         let handshake = TlsConnector::from(config).connect(name, stream);
         let tls = match tokio::time::timeout(transport::HANDSHAKE_DEADLINE, handshake).await {
@@ -403,6 +419,8 @@ impl<J: LinkJudge> Dialler<J> {
             hamlet_identity::proven_server(&self.trust, certificates, Role::Agent, Expect::Peer(peer))
                 .map_err(|e| untrusted(e.to_string()))?;
         let certificates: Vec<_> = certificates.unwrap_or_default().to_vec();
+        let clock = self.link.context().clock.clone();
+        let life = Life::new(&*clock, ours, proven.not_after);
         let mut builder = hyper::client::conn::http2::Builder::new(SpawnExecutor(self.spawner.clone()));
         builder
             .timer(TokioTimer::new())
@@ -473,7 +491,7 @@ impl<J: LinkJudge> Dialler<J> {
                 }
             }
         });
-        Ok((sender, proven))
+        Ok(Connected { sender, proven, life })
     }
 }
 

@@ -2,6 +2,7 @@
 //! keeps to them is [`crate::server`], [`crate::dial`] and [`crate::frames`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_identity::SILENT_PER_PREFIX;
@@ -23,7 +24,12 @@ pub struct ConnectionLimits {
     /// Most sockets without a whole ClientHello from one /24 or /56; `None` behind a load balancer,
     /// where all share an address.
     pub silent_per_prefix: Option<usize>,
+    /// How long a stream that we dialled to another Hamlet agent lives before it is renewed.
+    pub stream_life: Duration,
 }
+
+/// Default of [`ConnectionLimits::stream_life`] (threat T20).
+pub const STREAM_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for ConnectionLimits {
     fn default() -> ConnectionLimits {
@@ -32,6 +38,7 @@ impl Default for ConnectionLimits {
             streams_a_minute: STREAMS_A_MINUTE,
             frames: FrameLimits::default(),
             silent_per_prefix: Some(SILENT_PER_PREFIX),
+            stream_life: STREAM_LIFE,
         }
     }
 }

@@ -2,8 +2,8 @@
 //! peer.*
 //!
 //! A stranger ends at TLS, and costs a handshake only once its ClientHello is whole: silent
-//! sockets are cheap, and the oldest gives way (threat T15). A connection lives only as long as its certificate is trusted: when
-//! the trust table changes, the chain is verified again.
+//! sockets are cheap, and the oldest gives way (threat T15). A connection lives only as long as its
+//! certificates, and as they are trusted: when the trust table changes, the chain is verified again.
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,6 +31,7 @@ use tokio_rustls::rustls::server::ClientHello;
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::dial::Life;
 use crate::dialect::v1alpha1::End;
 use crate::dialect::{Dialect, Incoming, Outgoing};
 use crate::frames::Side;
@@ -327,6 +328,7 @@ fn serve<J: LinkJudge>(
         return None;
     };
     let certified = proven.peer.clone();
+    let life = Life::new(&*context.clock, context.identity.not_after(), proven.not_after);
     let certificates: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let budget = Arc::new(StreamBudget::new(limits.streams_a_minute));
     let (tls, gauge) = Metered::new(tls, limits.frames, Side::Accepted, context.clock.clone());
@@ -351,7 +353,7 @@ fn serve<J: LinkJudge>(
         .keep_alive_interval(transport::SERVER_PING)
         .keep_alive_timeout(transport::PING_TIMEOUT);
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(tls), service));
-    let trust = context.trust.clone();
+    let (trust, clock) = (context.trust.clone(), context.clock.clone());
     let mut trust_changed = trust.changed();
     // Registered first, then checked again: trust may have shrunk since the handshake.
     if let Err(error) = hamlet_identity::proven_client(&trust, Some(&certificates), Role::Agent) {
@@ -369,6 +371,8 @@ fn serve<J: LinkJudge>(
                     tokio::select! {
                         Ok(()) = trust_changed.changed() => Rare::Trust,
                         () = budget.overdrawn.notified() => Rare::Overdrawn,
+                        // Who dialled has renewed before, if it could (dial/renewal.rs).
+                        () = tokio::time::sleep(life.left(clock.now())) => Rare::Ended,
                         () = last_word.as_mut(), if leaving => Rare::Removed,
                         () = link.shutdown().forced() => Rare::Removed,
                         () = shutdown.begun(), if going => Rare::Stopping,
@@ -407,6 +411,10 @@ fn serve<J: LinkJudge>(
                     tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
                     break 'serving;
                 }
+                Rare::Ended => {
+                    tracing::info!(%remote, peer = %certified, "the certificates of a connection have ended; closed");
+                    break 'serving;
+                }
                 Rare::Stopping => {
                     stopping = true;
                     connection.as_mut().graceful_shutdown();
@@ -422,6 +430,7 @@ enum Rare {
     Removed,
     Trust,
     Overdrawn,
+    Ended,
     Stopping,
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hamlet::config::{
-    Loaded, Problems, Resync, Severity, SourceFile, load, load_sources, schema, validate_command,
+    IdentityConfig, Loaded, Problems, Resync, Severity, SourceFile, load, load_sources, schema,
+    validate_command,
 };
 use hamlet_core::settle::PASSES_APART;
 use proptest::prelude::*;
@@ -195,7 +196,8 @@ fn a_loaded_configuration_has_what_was_written_and_the_defaults() {
     let loaded = load(&golden().join("base")).unwrap();
     let config = loaded.config;
     let mesh = &config.mesh;
-    assert_eq!(mesh.identity.agent.cert, golden().join("base/identity/agent.pem"));
+    let IdentityConfig::Files(identity) = &mesh.identity else { panic!("{:?}", mesh.identity) };
+    assert_eq!(identity.agent.cert, golden().join("base/identity/agent.pem"));
     assert_eq!(mesh.socket, golden().join("base/data/admin.sock"));
     assert_eq!(mesh.listen.dns, None);
     assert_eq!(mesh.listen.ingress.unwrap().to_string(), "0.0.0.0:7444");

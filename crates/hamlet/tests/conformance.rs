@@ -74,9 +74,7 @@ metadata: {{name: acme}}
 spec:
   trustDomain: acme.example
   identity:
-    agent: {{cert: identity/agent.pem, key: identity/agent.key}}
-    gateway: {{cert: identity/gateway.pem, key: identity/gateway.key}}
-    ca: {{cert: identity/ca.pem, key: identity/ca.key}}
+    authority: {{folder: identity}}
   listen: {{agent: \"{agent}\", ingress: \"{ingress}\", egressHttp: \"{http}\", dns: \"{dns}\", admin: \"off\"}}
   advertise: {{ingress: [\"{ingress}\"]}}
   data: ../data

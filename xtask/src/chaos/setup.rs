@@ -88,9 +88,7 @@ metadata: {{name: {own}}}
 spec:
   trustDomain: {own}.example
   identity:
-    agent: {{cert: identity/agent.pem, key: identity/agent.key}}
-    gateway: {{cert: identity/gateway.pem, key: identity/gateway.key}}
-    ca: {{cert: identity/ca.pem, key: identity/ca.key}}
+    authority: {{folder: identity}}
   listen: {{agent: \"127.0.0.1:{port}\", ingress: off, egressHttp: off, dns: off, admin: off}}
   advertise: {{ingress: [\"127.0.0.1:{INGRESS_PORT}\"]}}
   egress: {{listeners: 0}}

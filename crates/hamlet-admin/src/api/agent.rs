@@ -93,8 +93,49 @@ pub struct IdentityStatus {
     pub not_after_s: u64,
     /// Seconds until it expires; negative when it has.
     pub expires_in_s: i64,
-    /// Why the files as they are now can't be used; the last good pair stays in force.
+    /// Whether the agent's own authority renews it.
+    pub renewed_by_us: bool,
+    /// Why the files as they are now can't be used, or the last renewal failed; the last good pair
+    /// stays in force.
     pub error: Option<String>,
+}
+
+/// Our own authority.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuthorityStatus {
+    /// Its folder.
+    pub folder: String,
+    /// Grows with each change of the set of roots.
+    pub sequence: u64,
+    /// Roots in the bundle.
+    pub roots: u64,
+    /// When the root that issues expires, in seconds since the Unix epoch.
+    pub root_not_after_s: u64,
+    /// When the intermediate that signs expires, in seconds since the Unix epoch.
+    pub issuing_not_after_s: u64,
+    /// Whether the wall clock is believed; while it isn't, nothing is renewed.
+    pub clock_believed: bool,
+    /// Steps that were done since the agent started: renewals and rotations.
+    pub steps: u64,
+    /// Looks that failed since the agent started.
+    pub failures: u64,
+    /// What the last look failed with, and what to do.
+    pub error: Option<String>,
+    /// What comes next, soonest first.
+    pub planned: Vec<PlannedStatus>,
+}
+
+/// One thing that the authority will do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PlannedStatus {
+    /// What.
+    pub step: String,
+    /// In how many seconds; 0 is now.
+    pub in_s: i64,
+    /// Why then.
+    pub why: String,
 }
 
 /// The agent.
@@ -121,6 +162,12 @@ pub struct AgentStatus {
     pub listeners: Vec<ListenerStatus>,
     /// Its identities.
     pub identities: Vec<IdentityStatus>,
+    /// The authority that issues them, if it is ours.
+    #[serde(default)]
+    pub authority: Option<AuthorityStatus>,
+    /// Why the CA beside certificate files can't be used.
+    #[serde(default)]
+    pub ca_problem: Option<String>,
     /// The sources of its local services.
     #[serde(default)]
     pub sources: Vec<SourceStatus>,
@@ -224,12 +271,27 @@ impl AgentStatus {
                 add(format!("source/{}", source.name), message);
             }
         }
+        if let Some(message) = &self.ca_problem {
+            add("identity/ca".into(), message.clone());
+        }
+        if let Some(message) = self.authority.as_ref().and_then(AuthorityStatus::problem) {
+            add("authority".into(), message);
+        }
         for identity in &self.identities {
             if let Some(message) = identity.problem() {
                 add(format!("identity/{}", identity.role), message);
             }
         }
         out
+    }
+}
+
+impl AuthorityStatus {
+    /// What is wrong with it, if anything.
+    pub fn problem(&self) -> Option<String> {
+        let clock =
+            || "the wall clock has stepped, so nothing is renewed until it keeps still; check it".to_owned();
+        self.error.clone().or_else(|| (!self.clock_believed).then(clock))
     }
 }
 
@@ -245,7 +307,10 @@ impl IdentityStatus {
     /// week away (of a life of days: when less than a sixth of it is left).
     pub fn problem(&self) -> Option<String> {
         let age = |s: i64| human_age(s.unsigned_abs().saturating_mul(1000));
-        let renew = "issue a new one and put it in place; the files are watched";
+        let renew = match self.renewed_by_us {
+            true => "our own authority should have renewed it; see `hamlet ca status`",
+            false => "issue a new one and put it in place; the files are watched",
+        };
         match (&self.error, self.expires_in_s) {
             (Some(error), _) => Some(error.clone()),
             (None, s) if s <= 0 => Some(format!("{} expired {} ago: {renew}", self.id, age(s))),

@@ -15,8 +15,9 @@ pub mod transcript;
 
 pub use age::human_age;
 pub use agent::{
-    AgentStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, Problem, ReadyCheck,
-    ReloadProblems, ReloadReport, SourceStatus, StatusReport, StoreStatus, TaskFailure, TaskStatus,
+    AgentStatus, AuthorityStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, PlannedStatus,
+    Problem, ReadyCheck, ReloadProblems, ReloadReport, SourceStatus, StatusReport, StoreStatus, TaskFailure,
+    TaskStatus,
 };
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{

@@ -14,7 +14,7 @@ use hamlet_core::lease::NameLeases;
 use hamlet_core::offers::{IngressOffer, PublicationInputs};
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{CallerForm, DnsLabel, Fqdn, LocalInstance, LocalService, PeerName, Protocol, ServiceName};
-use hamlet_identity::TrustTable;
+use hamlet_identity::{LocalIdentity, TrustTable};
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::{Dialect, Secret};
@@ -127,7 +127,7 @@ impl Agent {
         manner: Manner,
     ) -> Agent {
         let leaf = ca.agent();
-        Agent::whole(name, ca, leaf, store, peers, manner).await
+        Agent::whole(name, ca, leaf.identity(), leaf, store, peers, manner).await
     }
 
     /// An agent that presents a leaf of its own.
@@ -138,12 +138,24 @@ impl Agent {
         store: Arc<MemoryStore>,
         peers: &[Known<'_>],
     ) -> Agent {
-        Agent::whole(name, ca, leaf, store, peers, Manner::default()).await
+        Agent::whole(name, ca, leaf.identity(), leaf, store, peers, Manner::default()).await
+    }
+
+    /// An agent whose identity may change; `leaf` is what it begins with.
+    pub async fn proving(
+        identity: Arc<LocalIdentity>,
+        leaf: TestLeaf,
+        name: &'static str,
+        ca: TestCa,
+        peers: &[Known<'_>],
+    ) -> Agent {
+        Agent::whole(name, ca, identity, leaf, MemoryStore::new(), peers, Manner::default()).await
     }
 
     async fn whole(
         name: &'static str,
         ca: TestCa,
+        identity: Arc<LocalIdentity>,
         leaf: TestLeaf,
         store: Arc<MemoryStore>,
         peers: &[Known<'_>],
@@ -154,7 +166,6 @@ impl Agent {
         let supervisor = Supervisor::new(shutdown.clone());
         let spawner = supervisor.spawner();
         let trust = trust_table(peers.iter().map(|p| p.ca.trust_as(p.name)).collect());
-        let identity = leaf.identity();
         let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {

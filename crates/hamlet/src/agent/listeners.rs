@@ -1,34 +1,39 @@
-//! Identity, trust and everything that listens. A listener that can't be had fails the start with
-//! its name and remedy; nothing falls back to less.
+//! Trust and everything that listens. A port that can't be had fails the start with its name and
+//! remedy. A listener whose identity can't be used isn't bound until it can; nothing falls back to
+//! less, and the rest goes on.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use hamlet_adapters::dns::DnsServer;
+use hamlet_admin::api::ListenerStatus;
 use hamlet_admin::server::{AdminSocket, start_health};
 use hamlet_core::PeerName;
 use hamlet_gateway::{Gateway, GatewayConfig, Limits};
-use hamlet_identity::ca::LocalCa;
-use hamlet_identity::{LocalIdentity, SniMinter, TrustTable};
+use hamlet_identity::TrustTable;
 use hamlet_peering::Ledger;
 use hamlet_protocol::server::{AgentServer, ServerContext};
 use hamlet_runtime::{Clock, Spawner};
 use tokio::runtime::Runtime;
 
 use super::Agent;
+use super::identity::{self, OwnIdentity};
 use super::peering::PeeringAnnex;
 use super::peers::trust_of;
-use crate::config::{Config, PairFiles};
+use crate::config::Config;
+
+/// How long a listener that came late waits before it tries its port again.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
 
 /// Who we are, whom we trust, and the gateway, which lives on a runtime of its own.
 pub(super) struct Entered {
     pub(super) trust: Arc<TrustTable>,
     pub(super) distrusted: BTreeMap<PeerName, String>,
-    pub(super) agent_identity: Arc<LocalIdentity>,
-    pub(super) gateway_identity: Arc<LocalIdentity>,
+    pub(super) own: OwnIdentity,
     pub(super) gateway: Gateway,
 }
 
@@ -41,28 +46,7 @@ pub(super) async fn gateway(
     traffic: &Runtime,
 ) -> anyhow::Result<Entered> {
     let mesh = &config.mesh;
-    let identity = |pair: &PairFiles, what: &str| {
-        LocalIdentity::from_pem_files(&pair.cert, &pair.key, clock.clone())
-            .with_context(|| format!("the {what} identity (spec.identity.{what}) can't be used"))
-    };
-    let agent_identity = identity(&mesh.identity.agent, "agent")?;
-    let gateway_identity = identity(&mesh.identity.gateway, "gateway")?;
-    for (what, id) in [("agent", &agent_identity), ("gateway", &gateway_identity)] {
-        let id = id.spiffe_id();
-        anyhow::ensure!(
-            *id.trust_domain() == mesh.trust_domain,
-            "spec.identity.{what}: {id} is outside spec.trustDomain {}; issue a certificate of that domain",
-            mesh.trust_domain
-        );
-    }
-    let minter = match &mesh.identity.ca {
-        Some(pair) => {
-            let ca = LocalCa::open_files(&pair.cert, &pair.key, Some(&mesh.trust_domain), clock.clone())
-                .context("the local CA (spec.identity.ca) can't be used")?;
-            Some(SniMinter::new(Arc::new(ca), gateway_identity.clone(), clock.clone())?)
-        }
-        None => None,
-    };
+    let own = identity::load(mesh, &clock)?;
     let trust = TrustTable::new(clock.clone());
     trust.set_own_trust_domain(mesh.trust_domain.clone());
     let distrusted = trust_of(config, ledger, &trust);
@@ -79,10 +63,11 @@ pub(super) async fn gateway(
         },
     };
     // Started on its own runtime, so that its tasks live there.
-    let starting = Gateway::start(settings, gateway_identity.clone(), minter, trust.clone(), spawner, clock);
+    let (gateway, minter) = (own.gateway.clone(), own.minter.clone());
+    let starting = Gateway::start(settings, gateway, minter, trust.clone(), spawner, clock);
     let started = traffic.handle().spawn(starting).await;
     let gateway = started.context("starting the gateway was interrupted")??;
-    Ok(Entered { trust, distrusted, agent_identity, gateway_identity, gateway })
+    Ok(Entered { trust, distrusted, own, gateway })
 }
 
 /// Where everything listens, once it does.
@@ -116,17 +101,14 @@ pub(super) async fn start(agent: &Arc<Agent>, admin: &Spawner) -> anyhow::Result
     let mut listeners = vec![];
     let mut note = |name: &str, address: SocketAddr| listeners.push((name.to_owned(), address.to_string()));
     if let Some(address) = config.mesh.listen.agent {
-        let server = AgentServer::bind(address).await?.limited(agent.connection_limits.clone());
-        let server = server.with_annex(Arc::new(PeeringAnnex(agent.clone())));
-        note("agent", server.local_addr());
-        let context = ServerContext {
-            links: agent.links.clone(),
-            trust: agent.trust.clone(),
-            identity: agent.agent_identity.clone(),
-            clock: agent.clock.clone(),
-            spawner: agent.spawner.clone(),
-        };
-        agent.spawner.spawn("agent", server.run(context, agent.spawner.shutdown()));
+        if agent.agent_identity.unusable().is_none() {
+            let server = AgentServer::bind(address).await?;
+            note("agent", server.local_addr());
+            listen_for_agents(agent, server);
+        } else {
+            let waiting = wait_for_identity(agent.clone(), address);
+            agent.spawner.spawn("agent", waiting);
+        }
     }
     if let Some(address) = agent.gateway.ingress_addr() {
         note("ingress", address);
@@ -145,7 +127,78 @@ pub(super) async fn start(agent: &Arc<Agent>, admin: &Spawner) -> anyhow::Result
         note("health", start_health(address, agent.clone(), admin, admin.shutdown()).await?);
     }
     let socket = AdminSocket::start(&config.mesh.socket, agent.clone(), admin, admin.shutdown()).await?;
-    *agent.listening.lock() = listeners.clone();
+    let waits = |(name, _): &(String, String)| name != "agent" && name != "ingress";
+    *agent.listening.lock() = listeners.iter().filter(|l| waits(l)).cloned().collect();
     listeners.push(("socket".to_owned(), socket.path().display().to_string()));
     Ok(Bound { listeners })
+}
+
+fn listen_for_agents(agent: &Arc<Agent>, server: AgentServer) {
+    *agent.agent_listener.lock() = Some(Ok(server.local_addr()));
+    let context = ServerContext {
+        links: agent.links.clone(),
+        trust: agent.trust.clone(),
+        identity: agent.agent_identity.clone(),
+        clock: agent.clock.clone(),
+        spawner: agent.spawner.clone(),
+    };
+    let server = server.limited(agent.connection_limits.clone());
+    let server = server.with_annex(Arc::new(PeeringAnnex(agent.clone())));
+    agent.spawner.spawn("agent", server.run(context, agent.spawner.shutdown()));
+    agent.bump();
+}
+
+/// Binds the agent's listener as soon as there is something to prove; until then nobody is answered
+/// there.
+async fn wait_for_identity(agent: Arc<Agent>, address: SocketAddr) {
+    let shutdown = agent.spawner.shutdown();
+    let mut changed = agent.agent_identity.changed();
+    while agent.agent_identity.unusable().is_some() {
+        if !matches!(shutdown.or_begun(changed.changed()).await, Some(Ok(()))) {
+            return;
+        }
+    }
+    loop {
+        match AgentServer::bind(address).await {
+            Ok(server) => {
+                tracing::info!(listener = "agent", address = %server.local_addr(), "listening");
+                return listen_for_agents(&agent, server);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let before = agent.agent_listener.lock().replace(Err(text.clone()));
+                if before != Some(Err(text)) {
+                    tracing::error!(%error, "the agent's port does not listen; tried again");
+                }
+            }
+        }
+        if shutdown.or_begun(tokio::time::sleep(BIND_AGAIN)).await.is_none() {
+            return;
+        }
+    }
+}
+
+impl Agent {
+    /// Every listener that is configured: where it is, or why it isn't.
+    pub(super) fn listeners(&self) -> Vec<ListenerStatus> {
+        let listen = self.config().mesh.listen.clone();
+        let mut out = vec![];
+        let mut add = |name: &str, at: Option<SocketAddr>, address: SocketAddr, why: Option<String>| {
+            let error = at.is_none().then(|| why.unwrap_or_else(|| "it starts at this moment".to_owned()));
+            let address = at.unwrap_or(address).to_string();
+            out.push(ListenerStatus { name: name.to_owned(), address, error });
+        };
+        if let Some(address) = listen.agent {
+            let bound = self.agent_listener.lock().clone();
+            let why = self.agent_identity.unusable().or_else(|| bound.clone().and_then(Result::err));
+            add("agent", bound.and_then(Result::ok), address, why);
+        }
+        if let Some(address) = listen.ingress {
+            add("ingress", self.gateway.ingress_addr(), address, self.gateway.ingress_problem());
+        }
+        let others = self.listening.lock().clone();
+        let listening = |(name, address)| ListenerStatus { name, address, error: None };
+        out.extend(others.into_iter().map(listening));
+        out
+    }
 }

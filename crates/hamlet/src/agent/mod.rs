@@ -6,6 +6,7 @@
 mod applied;
 mod apply;
 mod expiry;
+mod identity;
 mod listeners;
 mod liveness;
 mod peering;
@@ -201,6 +202,7 @@ async fn start(
     agent.start_sinks().await;
     agent.start_reports();
     agent.start_watching_expiry();
+    agent.start_keeper();
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
     agent.finish_leaving().await;

@@ -1,6 +1,7 @@
 //! The agent's parts, held together. What each does with them is in the files beside this one.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use hamlet_core::durable::LoadedPeer;
 use hamlet_core::lease::NameLeases;
 use hamlet_core::{LocalService, PeerName, ServiceName};
 use hamlet_gateway::{AddressPool, Gateway};
-use hamlet_identity::{LocalIdentity, TrustTable};
+use hamlet_identity::{AuthorityKeeper, LocalIdentity, TrustTable};
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::ImportedCatalogue;
 use hamlet_protocol::limits::{ConnectionLimits, SharedLimits};
@@ -68,6 +69,10 @@ pub(crate) struct Agent {
     pub(super) distrusted: Mutex<BTreeMap<PeerName, String>>,
     pub(super) agent_identity: Arc<LocalIdentity>,
     pub(super) gateway_identity: Arc<LocalIdentity>,
+    /// Renews both, if they are of our own authority.
+    pub(super) keeper: Option<Arc<AuthorityKeeper>>,
+    /// Why the CA beside certificate files can't be used.
+    pub(super) ca_problem: Option<String>,
     pub(super) gateway: Gateway,
     pub(super) store: Arc<Store>,
     /// Invitations, and the peers that tokens made.
@@ -90,6 +95,9 @@ pub(crate) struct Agent {
     pub(super) zone: Arc<ArcSwap<Zone>>,
     pub(super) zone_serial: AtomicU64,
     pub(super) dns: Mutex<Option<Arc<DnsCounters>>>,
+    /// Where the agent's listener is, once it is bound, or why it can't be.
+    pub(super) agent_listener: Mutex<Option<Result<SocketAddr, String>>>,
+    /// The listeners that don't wait for an identity.
     pub(super) listening: Mutex<Vec<(String, String)>>,
     pub(super) trigger: Mutex<Option<Trigger>>,
     pub(super) watching: Mutex<Option<Shutdown>>,
@@ -135,7 +143,7 @@ impl Agent {
         let imported = ImportedCatalogue::new();
         let leases = NameLeases::new();
         let link_context = LinkContext {
-            our_id: entered.agent_identity.spiffe_id(),
+            our_id: entered.own.agent.spiffe_id(),
             agent: format!("hamlet {}", BUILD.version),
             instance: rand::random(),
             log_id,
@@ -163,8 +171,10 @@ impl Agent {
             spawner,
             trust: entered.trust,
             distrusted: Mutex::new(entered.distrusted),
-            agent_identity: entered.agent_identity,
-            gateway_identity: entered.gateway_identity,
+            agent_identity: entered.own.agent,
+            gateway_identity: entered.own.gateway,
+            keeper: entered.own.keeper,
+            ca_problem: entered.own.ca_problem,
             gateway: entered.gateway,
             store: opened.store,
             peering: Peering::new(kept.ledger),
@@ -182,6 +192,7 @@ impl Agent {
             zone: Arc::new(ArcSwap::from_pointee(Zone::empty())),
             zone_serial: AtomicU64::new(1),
             dns: Mutex::new(None),
+            agent_listener: Mutex::new(None),
             listening: Mutex::new(vec![]),
             trigger: Mutex::new(None),
             watching: Mutex::new(None),

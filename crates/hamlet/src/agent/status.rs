@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ApiError, ConfigStatus, CrlStatus, Event, IdentityStatus, ImportStatus, InstanceStatus,
-    ListenerStatus, Origin, PeerState, PeerStatus, PeeringAnswer, PeeringRequest, Programming,
-    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing,
-    StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
+    AgentStatus, ApiError, ConfigStatus, CrlStatus, Event, ImportStatus, InstanceStatus, Origin, PeerState,
+    PeerStatus, PeeringAnswer, PeeringRequest, Programming, PublicationStatus, ReadyCheck, ReloadProblems,
+    ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus,
+    TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
 use hamlet_core::rejection::one_line;
 use hamlet_core::{ImportedService, LocalService, PeerName};
 use hamlet_gateway::{EgressState, EgressStatus};
-use hamlet_identity::{Lenience, RevocationLists, Validity};
+use hamlet_identity::{Lenience, RevocationLists};
 use hamlet_protocol::link::{Connection, LinkStatus};
 use hamlet_runtime::{Shutdown, TaskState};
 use tokio::sync::watch;
@@ -208,9 +208,6 @@ impl StateSource for Agent {
         let failed: Vec<TaskFailure> = failed.collect();
         let message = health.error.as_ref().map(ToString::to_string).or_else(|| self.damage.clone());
         let entries = self.link_statuses().iter().map(|l| l.counts.heard).sum();
-        let listening = self.listening.lock().clone();
-        let listeners =
-            listening.into_iter().map(|(name, address)| ListenerStatus { name, address, error: None });
         AgentStatus {
             mesh: config.mesh.name.to_string(),
             trust_domain: config.mesh.trust_domain.to_string(),
@@ -234,8 +231,10 @@ impl StateSource for Agent {
                 size_bytes: health.file_bytes,
             },
             tasks: TaskStatus { running: (tasks.len() - failed.len()) as u64, failed },
-            listeners: listeners.collect(),
+            listeners: self.listeners(),
             identities: self.identities(),
+            authority: self.authority(),
+            ca_problem: self.ca_problem.clone(),
             sources: vec![self.file_source()],
         }
     }
@@ -380,26 +379,6 @@ impl StateSource for Agent {
     }
 }
 
-impl Agent {
-    fn identities(&self) -> Vec<IdentityStatus> {
-        let wall = self.clock.wall();
-        let one = |(role, id): (&str, &Arc<hamlet_identity::LocalIdentity>)| {
-            let not_after = id.not_after();
-            let leaf = id.chain().first().and_then(|der| Validity::of(der));
-            let not_before = leaf.map(|leaf| leaf.not_before).unwrap_or_default();
-            let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
-            IdentityStatus {
-                role: role.to_owned(),
-                id: id.spiffe_id().to_string(),
-                not_before_s: not_before.as_secs(),
-                not_after_s: not_after.as_secs(),
-                expires_in_s: seconds(not_after) - seconds(wall),
-                error: id.last_error(),
-            }
-        };
-        [("agent", &self.agent_identity), ("gateway", &self.gateway_identity)].into_iter().map(one).collect()
-    }
-}
 fn crl_status(lists: &RevocationLists, wall: Duration) -> CrlStatus {
     let ends = lists.earliest_next_update();
     let outdated = ends < wall;

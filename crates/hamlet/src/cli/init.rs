@@ -12,10 +12,10 @@ use super::exit::{Exit, Failure};
 use super::output::Out;
 use crate::config::init::{InitError, InitOptions, init};
 
-/// Make a working folder: mesh.yaml, a CA, certificates, an example
+/// Make a working folder: mesh.yaml, an authority, certificates, an example
 ///
-/// Writes a commented mesh.yaml, a local certificate authority, the agent's and the gateway's
-/// certificates (keys readable by you only) and an example publication. It overwrites nothing. In
+/// Writes a commented mesh.yaml, a certificate authority that renews and rotates by itself, the
+/// agent's and the gateway's certificates (keys readable by you only) and an example publication. It overwrites nothing. In
 /// the end it says what to give to a partner and what to ask for.
 ///
 /// Examples:

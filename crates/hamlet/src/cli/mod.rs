@@ -5,6 +5,7 @@
 //! program that reads the environment.
 
 pub mod agent;
+mod ca;
 mod check;
 mod conformance;
 mod connect;
@@ -58,7 +59,7 @@ const HELP_TEMPLATE: &str = "\
 {usage-heading} {usage}
 
 Set up:
-  init          Make a working folder: mesh.yaml, a CA, certificates, an example
+  init          Make a working folder: mesh.yaml, an authority, certificates, an example
   validate      Check configuration; shows every problem with its place and fix
   agent         Run the agent: federation, gateways and DNS
   demo          Start two meshes on this machine and watch them federate
@@ -74,6 +75,7 @@ Look:
 Change:
   peer          Peer with another mesh by a token; list, confirm, remove such peers
   reload        Load the configuration again; waits and shows what is wrong
+  ca            Show, rotate or adopt the mesh's own certificate authority
 
 Reference:
   schema        JSON Schema of the configuration, for editors
@@ -113,6 +115,7 @@ enum Command {
     Transcript(transcript::TranscriptArgs),
     Peer(Box<peer::PeerArgs>),
     Reload(reload::ReloadArgs),
+    Ca(ca::CaArgs),
     Schema(schema::SchemaArgs),
     Completion(schema::CompletionArgs),
     Version(version::VersionArgs),
@@ -150,6 +153,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Transcript(args) => block_on(transcript::run(args, out))?,
         Command::Peer(args) => block_on(peer::run(*args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,
+        Command::Ca(args) => ca::run(args, out),
         Command::Schema(args) => schema::run(&args, out),
         Command::Completion(args) => schema::run_completion(&args, &mut Cli::command(), out),
         Command::Version(args) => version::run(&args, out),

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hamlet_core::{Fqdn, MeshName, SpiffeError, SpiffeId, TrustDomain};
-use hamlet_identity::ca::{CA_LIFETIME, CaError, LEAF_LIFETIME, LocalCa};
-use hamlet_identity::{FileError, PemPair};
+use hamlet_identity::authority::plan::Lives;
+use hamlet_identity::authority::state::LeafRole;
+use hamlet_identity::{Authority, AuthorityError};
 use hamlet_runtime::Clock;
 
-use super::Problems;
+use super::{AuthorityConfig, Problems};
 
 /// Path of the agent's SPIFFE id in its trust domain.
 pub const AGENT_ID_PATH: &str = "hamlet/agent";
@@ -53,12 +54,9 @@ pub enum InitError {
     /// The trust domain leaves no room for ids.
     #[error("the trust domain can't carry our ids: {0}; choose a shorter one")]
     Id(#[from] SpiffeError),
-    /// The CA or a certificate could not be made.
+    /// The authority could not be made.
     #[error(transparent)]
-    Ca(#[from] CaError),
-    /// A certificate could not be written.
-    #[error(transparent)]
-    Pem(#[from] FileError),
+    Authority(#[from] AuthorityError),
     /// What was written doesn't load. Some other file of the folder is wrong.
     #[error("the folder was made, but it doesn't load; put this right:\n{0}")]
     Load(Problems),
@@ -92,20 +90,21 @@ pub fn init(dir: &Path, options: &InitOptions) -> Result<InitReport, InitError> 
         ("peer-example.yaml", peer_yaml(options)),
     ];
     let identity = dir.join("identity");
-    let keys = ["ca.pem", "ca.key", "agent.pem", "agent.key", "gateway.pem", "gateway.key"];
+    let keys = ["ca.pem", "authority", "agent.pem", "agent.key", "gateway.pem", "gateway.key"];
     let wanted = texts.iter().map(|(name, _)| dir.join(name)).chain(keys.iter().map(|k| identity.join(k)));
     if let Some(there) = wanted.into_iter().find(|p| p.symlink_metadata().is_ok()) {
         return Err(InitError::Exists(there));
     }
     private_folder(dir)?;
     private_folder(&identity)?;
-    let mut made = Vec::new();
-    let ca = LocalCa::create(&identity, &options.trust_domain, CA_LIFETIME, options.clock.clone())?;
-    made.extend([identity.join("ca.pem"), identity.join("ca.key")]);
-    let agent = ca.issue_agent(&agent_id, &options.hosts, LEAF_LIFETIME)?;
-    write_pair(&agent, &identity, "agent", &mut made)?;
-    let gateway = ca.issue_gateway(&gateway_id, &options.hosts, LEAF_LIFETIME)?;
-    write_pair(&gateway, &identity, "gateway", &mut made)?;
+    let config =
+        AuthorityConfig { folder: identity.clone(), hosts: options.hosts.clone(), lives: Lives::default() };
+    let authority = Authority::create(config.settings(&options.trust_domain, options.clock.clone())?)?;
+    let mut made = vec![authority.bundle_file(), authority.state_file()];
+    for role in LeafRole::ALL {
+        let (cert, key) = authority.leaf_files(role);
+        made.extend([cert, key]);
+    }
     for (name, text) in texts {
         let path = dir.join(name);
         write_new(&path, &text)?;
@@ -121,12 +120,6 @@ pub fn init(dir: &Path, options: &InitOptions) -> Result<InitReport, InitError> 
         mesh: options.mesh.clone(),
         trust_domain: options.trust_domain.clone(),
     })
-}
-
-fn write_pair(pair: &PemPair, folder: &Path, stem: &str, made: &mut Vec<PathBuf>) -> Result<(), InitError> {
-    let (cert, key) = pair.write(folder, stem)?;
-    made.extend([cert, key]);
-    Ok(())
 }
 
 fn private_folder(path: &Path) -> Result<(), InitError> {
@@ -161,7 +154,15 @@ fn mesh_yaml(options: &InitOptions) -> String {
         let list: Vec<String> = options.advertise.iter().map(|a| format!("\"{a}\"")).collect();
         format!("  # Where peers reach our ingress:\n  advertise:\n    ingress: [{}]\n", list.join(", "))
     };
+    let hosts: Vec<String> = options.hosts.iter().map(|host| format!("\"{host}\"")).collect();
+    let hosts = match hosts.is_empty() {
+        true => {
+            "# hosts: [gw.example.org]     # DNS names in them, for peers that check host names".to_owned()
+        }
+        false => format!("hosts: [{}]", hosts.join(", ")),
+    };
     MESH_YAML
+        .replace("@HOSTS@", &hosts)
         .replace("@MESH@", options.mesh.as_str())
         .replace("@DOMAIN@", options.trust_domain.as_str())
         .replace("@ADVERTISE@", &advertise)
@@ -177,12 +178,13 @@ metadata:
 spec:
   trustDomain: \"@DOMAIN@\"
 
-  # Made by `hamlet init`. PEM files from elsewhere do as well; they are watched and taken over live.
-  # With `ca` the ingress mints a certificate for each service name.
+  # Our own authority, made by `hamlet init`: it issues our certificates, renews them by itself, and
+  # rotates its root (`hamlet ca status`). PEM files from elsewhere do as well, as `agent` and `gateway`.
   identity:
-    agent: {cert: identity/agent.pem, key: identity/agent.key}
-    gateway: {cert: identity/gateway.pem, key: identity/gateway.key}
-    ca: {cert: identity/ca.pem, key: identity/ca.key}
+    authority:
+      folder: identity
+      @HOSTS@
+      # leafLife: 24h
 
   # Where we listen; these are the defaults. Each can be `off`.
   listen:
@@ -297,7 +299,8 @@ impl fmt::Display for InitReport {
             f,
             "Made mesh `{mesh}` in {dir}:
 {files}
-Keys can be read by you only. Keep {dir}/identity/ca.key safest of all: it makes every identity of {trust_domain}.
+Keys can be read by you only. Keep {dir}/identity/authority safest of all: it makes every identity of {trust_domain}.
+Certificates live a day, and the agent renews them; `hamlet ca status -f {dir}` shows what is there.
 
 Next:
   1. Give your partner
@@ -351,8 +354,10 @@ mod tests {
             assert_eq!(loaded.config.mesh.name.as_str(), mesh);
             assert_eq!(loaded.config.services.len(), 1);
             assert_eq!((mode(&dir), mode(&dir.join("identity"))), (0o700, 0o700));
+            assert_eq!(mode(&dir.join("identity/authority")), 0o700);
             for path in &report.made {
-                let expected = if path.extension().is_some_and(|e| e == "key") { 0o600 } else { 0o644 };
+                let private = path.extension().is_some_and(|e| e == "key" || e == "json");
+                let expected = if private { 0o600 } else { 0o644 };
                 assert_eq!(mode(path) & !0o022, expected & !0o022, "{}", path.display());
             }
             let text = report.to_string();

@@ -26,9 +26,9 @@ mod walk;
 use std::path::Path;
 
 pub use model::{
-    Config, CrlFile, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityFiles, ImportConfig, Limits,
-    Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Resync,
-    Secret, SecretError, SecretFile, Version, ZoneConfig,
+    AuthorityConfig, Config, CrlFile, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityConfig,
+    IdentityFiles, ImportConfig, Limits, Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles,
+    PeerAddress, PeerConfig, Resync, Secret, SecretError, SecretFile, Version, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;

@@ -17,11 +17,17 @@ use hamlet_core::import::ImportRules;
 use hamlet_core::imported::ImportLimits;
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{
-    AddressRange, Endpoint, LocalService, MeshName, NameSuffix, PeerName, SpiffeId, TrustDomain,
+    AddressRange, Endpoint, Fqdn, LocalService, MeshName, NameSuffix, PeerName, SpiffeError, SpiffeId,
+    TrustDomain,
 };
-use hamlet_identity::{ForeignIdentity, RevocationPolicy};
+use hamlet_identity::authority::plan::Lives;
+use hamlet_identity::authority::state::LeafRole;
+use hamlet_identity::{AuthoritySettings, ForeignIdentity, LeafSpec, RevocationPolicy};
 use hamlet_protocol::frames::FrameLimits;
 use hamlet_protocol::limits::ConnectionLimits;
+use hamlet_runtime::Clock;
+
+use super::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
 
 pub use super::secret::{Secret, SecretError, SecretFile};
 
@@ -54,8 +60,8 @@ pub struct MeshConfig {
     pub name: MeshName,
     /// Our trust domain; no peer has the same.
     pub trust_domain: TrustDomain,
-    /// Where our certificates are.
-    pub identity: IdentityFiles,
+    /// Where our certificates come from.
+    pub identity: IdentityConfig,
     /// Where we listen.
     pub listen: Listeners,
     /// The ingress points that peers are told; not empty if there is a publication.
@@ -74,6 +80,45 @@ pub struct MeshConfig {
     pub limits: Limits,
     /// Logging.
     pub log: LogConfig,
+}
+
+/// Where our certificates come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentityConfig {
+    /// Somebody else puts files there.
+    Files(IdentityFiles),
+    /// We issue them ourselves.
+    Authority(AuthorityConfig),
+}
+
+/// The built-in authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityConfig {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// DNS names in the agent's and the gateway's leaves.
+    pub hosts: Vec<Fqdn>,
+    /// How long things live; they fit each other.
+    pub lives: Lives,
+}
+
+impl AuthorityConfig {
+    /// What the authority of `domain` is to keep: one leaf for the agent, one for the gateways.
+    pub fn settings(
+        &self,
+        domain: &TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<AuthoritySettings, SpiffeError> {
+        let leaf = |path| Ok(LeafSpec { id: domain.id(path)?, names: self.hosts.clone() });
+        Ok(AuthoritySettings {
+            folder: self.folder.clone(),
+            domain: domain.clone(),
+            lives: self.lives,
+            leaves: [(LeafRole::Agent, leaf(AGENT_ID_PATH)?), (LeafRole::Gateway, leaf(GATEWAY_ID_PATH)?)]
+                .into(),
+            clock,
+        })
+    }
 }
 
 /// Where our certificates are.
@@ -163,6 +208,8 @@ pub struct Limits {
     pub control_frames: u32,
     /// Most sockets of one /24 or /56 that have not sent a whole ClientHello.
     pub silent_per_prefix: usize,
+    /// How long a stream to another Hamlet agent lives before it is renewed.
+    pub stream_life: Duration,
 }
 
 impl From<&Limits> for ConnectionLimits {
@@ -173,6 +220,7 @@ impl From<&Limits> for ConnectionLimits {
             streams_a_minute: limits.streams_per_minute,
             frames,
             silent_per_prefix: Some(limits.silent_per_prefix),
+            stream_life: limits.stream_life,
         }
     }
 }

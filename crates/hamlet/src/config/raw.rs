@@ -218,13 +218,65 @@ impl Pair {
     }
 }
 
+/// `spec.identity`: files, or the built-in authority.
+#[derive(Debug)]
+pub(super) struct RawIdentity {
+    pub(super) mark: Mark,
+    /// `Kind/name spec.identity`.
+    pub(super) path: String,
+    pub(super) agent: Option<Pair>,
+    pub(super) gateway: Option<Pair>,
+    pub(super) ca: Option<Pair>,
+    pub(super) authority: Option<RawAuthority>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawAuthority {
+    pub(super) mark: Mark,
+    /// `Kind/name spec.identity.authority`.
+    pub(super) path: String,
+    pub(super) folder: Option<At<PathBuf>>,
+    pub(super) hosts: Vec<At<Fqdn>>,
+    pub(super) leaf_life: Option<Positive>,
+    pub(super) issuing_life: Option<Positive>,
+    pub(super) root_life: Option<Positive>,
+    pub(super) overlap: Option<Duration>,
+}
+
+impl RawIdentity {
+    fn read(r: &Reader) -> RawIdentity {
+        let pair = |key| r.written(key).map(|_| Pair::read(&r.inner(key)));
+        RawIdentity {
+            mark: r.mark,
+            path: r.path.clone(),
+            agent: pair("agent"),
+            gateway: pair("gateway"),
+            ca: pair("ca"),
+            authority: r.written("authority").map(|mark| RawAuthority::read(mark, &r.inner("authority"))),
+        }
+    }
+}
+
+impl RawAuthority {
+    fn read(mark: Mark, r: &Reader) -> RawAuthority {
+        RawAuthority {
+            mark,
+            path: r.path.clone(),
+            folder: r.get("folder"),
+            hosts: r.list("hosts"),
+            leaf_life: r.value("leafLife"),
+            issuing_life: r.value("issuingLife"),
+            root_life: r.value("rootLife"),
+            overlap: r.value("overlap"),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Mesh {
     pub(super) meta: Meta,
     pub(super) trust_domain: Option<At<TrustDomain>>,
-    pub(super) agent: Pair,
-    pub(super) gateway: Pair,
-    pub(super) ca: Option<Pair>,
+    pub(super) identity: RawIdentity,
     /// In the order agent, ingress, egressHttp, dns, admin.
     pub(super) listen: [Option<At<Listen>>; 5],
     pub(super) advertise: Vec<(At<Advertised>, Vec<String>)>,
@@ -257,11 +309,11 @@ pub(super) struct RawLimits {
     pub(super) streams_per_minute: Option<u64>,
     pub(super) control_frames: Option<u64>,
     pub(super) silent_per_prefix: Option<u64>,
+    pub(super) stream_life: Option<Positive>,
 }
 
 impl Mesh {
     fn read(meta: Meta, spec: &Reader) -> Mesh {
-        let identity = spec.inner("identity");
         let listen = spec.inner("listen");
         let egress = spec.inner("egress");
         let dns = spec.inner("dns");
@@ -272,9 +324,7 @@ impl Mesh {
         Mesh {
             meta,
             trust_domain: spec.get("trustDomain"),
-            agent: Pair::read(&identity.inner("agent")),
-            gateway: Pair::read(&identity.inner("gateway")),
-            ca: identity.written("ca").map(|_| Pair::read(&identity.inner("ca"))),
+            identity: RawIdentity::read(&spec.inner("identity")),
             listen: ["agent", "ingress", "egressHttp", "dns", "admin"].map(|key| listen.get(key)),
             advertise: advertised(&spec.inner("advertise")),
             advertise_written: spec.inner("advertise").written("ingress").is_some(),
@@ -299,6 +349,7 @@ impl Mesh {
                 streams_per_minute: limits.value("streamsPerMinute"),
                 control_frames: limits.value("controlFrames"),
                 silent_per_prefix: limits.value("silentPerPrefix"),
+                stream_life: limits.value("streamLife"),
             },
             log_level: log.value("level"),
             log_format: log.value("format"),

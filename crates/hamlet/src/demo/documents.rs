@@ -20,9 +20,7 @@ metadata:
 spec:
   trustDomain: {domain}
   identity:
-    agent: {{cert: identity/agent.pem, key: identity/agent.key}}
-    gateway: {{cert: identity/gateway.pem, key: identity/gateway.key}}
-    ca: {{cert: identity/ca.pem, key: identity/ca.key}}
+    authority: {{folder: identity}}
   listen:
     agent: {agent}
     ingress: {ingress}

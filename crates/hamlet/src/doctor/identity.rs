@@ -2,13 +2,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use hamlet_identity::authority::state::LeafRole;
 use hamlet_identity::ca::LocalCa;
-use hamlet_identity::{IdentityError, LocalIdentity, TrustBundle, Validity};
+use hamlet_identity::{Authority, IdentityError, LocalIdentity, TrustBundle, Validity};
 
 use super::{Examination, Finding, age, of_expiry};
-use crate::config::PairFiles;
+use crate::config::{AuthorityConfig, IdentityConfig, PairFiles};
 
+/// How long something may be due before it is called overdue: an agent looks much more often.
+const OVERDUE: Duration = Duration::from_secs(60);
 /// Most missing names that are shown.
 const NAMES_SHOWN: usize = 3;
 
@@ -19,7 +23,10 @@ pub(super) struct Own {
 
 /// The agent's and the gateways' identity, and the CA if there is one.
 pub(super) fn own(look: &Examination<'_>, findings: &mut Vec<Finding>) -> Own {
-    let files = &look.config.mesh.identity;
+    let files = match &look.config.mesh.identity {
+        IdentityConfig::Files(files) => files,
+        IdentityConfig::Authority(config) => return Own { agent: authority(look, config, findings) },
+    };
     let agent = one(look, "agent", &files.agent, findings);
     let gateway = one(look, "gateway", &files.gateway, findings);
     match &files.ca {
@@ -27,6 +34,48 @@ pub(super) fn own(look: &Examination<'_>, findings: &mut Vec<Finding>) -> Own {
         None => findings.extend(gateway.as_ref().and_then(|id| unnamed(look, id))),
     }
     Own { agent }
+}
+
+/// Our own authority and the leaves that it made. Looking changes nothing of it.
+fn authority(
+    look: &Examination<'_>,
+    config: &AuthorityConfig,
+    findings: &mut Vec<Finding>,
+) -> Option<Arc<LocalIdentity>> {
+    const ABOUT: &str = "identity/authority";
+    let opened = config
+        .settings(&look.config.mesh.trust_domain, look.clock.clone())
+        .map_err(|error| Finding::fail(ABOUT, error.to_string(), "choose a shorter trust domain"))
+        .and_then(|settings| Authority::new(settings).map_err(|error| Finding::of_error(ABOUT, error)));
+    let authority = match opened {
+        Ok(authority) => authority,
+        Err(finding) => {
+            findings.push(finding);
+            return None;
+        }
+    };
+    let leaf = |role: LeafRole, findings: &mut Vec<Finding>| {
+        let (cert, key) = authority.leaf_files(role);
+        one(look, role.as_str(), &PairFiles { cert, key }, findings)
+    };
+    let agent = leaf(LeafRole::Agent, findings);
+    leaf(LeafRole::Gateway, findings);
+    let wall = look.clock.wall();
+    findings.push(match authority.read() {
+        Err(error) => Finding::of_error(ABOUT, error),
+        Ok(state) => match authority.schedule(&state).into_iter().next() {
+            Some(planned) if planned.at + OVERDUE <= wall => {
+                let found = format!("it is overdue to {}: {}", planned.step, planned.why);
+                Finding::warn(ABOUT, found, "start the agent, or see `hamlet status` for why it can't")
+            }
+            Some(planned) => {
+                let left = age(planned.at.saturating_sub(wall));
+                Finding::pass(ABOUT, format!("{} roots; in {left}: {}", state.roots.len(), planned.step))
+            }
+            None => Finding::pass(ABOUT, format!("{} roots", state.roots.len())),
+        },
+    });
+    agent
 }
 
 fn one(

@@ -94,10 +94,11 @@ fn what_is_broken_in_our_own_certificates_is_named_with_the_command_that_mends_i
         "replace both files together",
     );
     fs::write(at("gateway.key"), own).unwrap();
-    let own = fs::read(at("ca.pem")).unwrap();
-    fs::write(at("ca.pem"), two.acme.bundle()).unwrap();
-    assert_fails(globex, "foreign CA", "identity/ca", "acme.example", "ca.pem");
-    fs::write(at("ca.pem"), own).unwrap();
+    let state = "authority/authority.json";
+    let own = fs::read(at(state)).unwrap();
+    fs::write(at(state), fs::read(two.acme.folder.join("identity").join(state)).unwrap()).unwrap();
+    assert_fails(globex, "foreign authority", "identity/authority", "acme.example", "spec.trustDomain");
+    fs::write(at(state), own).unwrap();
     let (code, _) = check(globex);
     assert_eq!(code, 3, "mended, it is well again");
 }

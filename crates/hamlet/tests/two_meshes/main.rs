@@ -8,6 +8,7 @@ mod addresses;
 mod callers;
 mod canaries;
 mod checkup;
+mod closed;
 mod crashes;
 mod damage;
 mod edits;

@@ -18,9 +18,7 @@ metadata: {{name: {name}}}
 spec:
   trustDomain: {domain}
   identity:
-    agent: {{cert: identity/agent.pem, key: identity/agent.key}}
-    gateway: {{cert: identity/gateway.pem, key: identity/gateway.key}}
-    ca: {{cert: identity/ca.pem, key: identity/ca.key}}
+    authority: {{folder: identity}}
   listen: {{agent: {}, ingress: {}, egressHttp: {}, dns: {}, admin: {}}}
   advertise: {{ingress: [\"{}\"]}}
   data: ../{name}-data

@@ -30,7 +30,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use super::Agent;
-use crate::config::{Config, made};
+use crate::config::{Config, IdentityConfig, IdentityFiles, made};
 
 pub(super) use exchange::PeeringAnnex;
 
@@ -167,13 +167,16 @@ impl Agent {
         }
     }
 
-    /// Our roots: those of the local CA, or the `ca.pem` beside the agent's certificate. The one
+    /// Our roots: those of our authority or local CA, or the `ca.pem` beside the agent's certificate. The one
     /// that proves our own certificate comes first.
     fn own_roots(&self, config: &Config) -> Result<Vec<CertificateDer<'static>>, String> {
         let identity = &config.mesh.identity;
-        let file = match &identity.ca {
-            Some(ca) => ca.cert.clone(),
-            None => identity.agent.cert.with_file_name("ca.pem"),
+        let file = match identity {
+            IdentityConfig::Authority(authority) => {
+                hamlet_identity::authority::bundle_file(&authority.folder)
+            }
+            IdentityConfig::Files(IdentityFiles { ca: Some(ca), .. }) => ca.cert.clone(),
+            IdentityConfig::Files(files) => files.agent.cert.with_file_name("ca.pem"),
         };
         let shown = file.display();
         let hint = "put our CA's certificates there, or name them in spec.identity.ca";

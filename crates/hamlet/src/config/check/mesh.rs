@@ -8,25 +8,19 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::{Endpoint, MeshName};
 
 use super::Check;
-use crate::config::model::{
-    DnsConfig, EgressConfig, IdentityFiles, Limits, Listeners, LogConfig, MeshConfig, PairFiles, ZoneConfig,
-};
+use crate::config::model::{DnsConfig, EgressConfig, Limits, Listeners, LogConfig, MeshConfig, ZoneConfig};
 use crate::config::problem::Mark;
-use crate::config::raw::{At, Mesh, Pair};
+use crate::config::raw::{At, Mesh};
 use crate::config::scalar::Listen;
 
 /// Longest path of a unix socket on Linux, in bytes (`sun_path` without its end).
 const SOCKET_PATH_MAX: usize = 107;
 
-const NO_PAIR: &str = "`hamlet init DIR` makes one; or put the PEM file there";
-
 impl Check<'_> {
     /// `None` if something of it was reported by the walk.
     pub(super) fn mesh(&mut self, raw: &Mesh) -> Option<MeshConfig> {
         self.listeners_differ(&raw.listen);
-        let agent = self.pair(&raw.agent);
-        let gateway = self.pair(&raw.gateway);
-        let ca = raw.ca.as_ref().map(|ca| self.pair(ca));
+        let identity = self.identity(&raw.identity);
         self.zones_differ(raw);
         let data = raw.data.as_ref().map(|at| self.resolve(&at.value, at.mark))?;
         let socket = match &raw.socket {
@@ -52,14 +46,7 @@ impl Check<'_> {
         Some(MeshConfig {
             name: MeshName::parse(&raw.meta.name.as_ref()?.value).ok()?,
             trust_domain: raw.trust_domain.as_ref()?.value.clone(),
-            identity: IdentityFiles {
-                agent: agent?,
-                gateway: gateway?,
-                ca: match ca {
-                    None => None,
-                    Some(pair) => Some(pair?),
-                },
-            },
+            identity: identity?,
             listen: Listeners {
                 agent: agent_at?,
                 ingress: ingress?,
@@ -92,15 +79,10 @@ impl Check<'_> {
                 streams_per_minute: u32::try_from(raw.limits.streams_per_minute?).ok()?,
                 control_frames: u32::try_from(raw.limits.control_frames?).ok()?,
                 silent_per_prefix: usize::try_from(raw.limits.silent_per_prefix?).ok()?,
+                stream_life: raw.limits.stream_life?.0,
             },
             log: LogConfig { level: raw.log_level?, format: raw.log_format? },
         })
-    }
-
-    fn pair(&mut self, raw: &Pair) -> Option<PairFiles> {
-        let cert = raw.cert.as_ref().map(|at| self.file(at, NO_PAIR));
-        let key = raw.key.as_ref().map(|at| self.file(at, NO_PAIR));
-        Some(PairFiles { cert: cert?, key: key? })
     }
 
     /// Port 0 asks for any free port and collides with nothing.

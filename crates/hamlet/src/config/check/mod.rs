@@ -5,6 +5,7 @@
 
 mod exchange;
 mod foreign;
+mod identity;
 mod mesh;
 mod peer;
 mod service;
@@ -138,9 +139,14 @@ impl Check<'_> {
     /// Resolves a path to a file that should exist, and remembers it.
     fn file(&mut self, at: &At<PathBuf>, fix: &'static str) -> PathBuf {
         let file = self.resolve(&at.value, at.mark);
-        let reference = FileReference { file: file.clone(), mark: at.mark, path: at.path.clone(), fix };
-        self.references.push(reference);
+        self.reference(file.clone(), at, fix);
         file
+    }
+
+    /// Remembers a file that should exist because of the value at `at`.
+    fn reference(&mut self, file: PathBuf, at: &At<PathBuf>, fix: &'static str) {
+        let reference = FileReference { file, mark: at.mark, path: at.path.clone(), fix };
+        self.references.push(reference);
     }
 
     /// Kind and name together stand once.

@@ -27,27 +27,82 @@ static PEM_PAIR: Object = Object {
     ],
 };
 
+static AUTHORITY: Object = Object {
+    fields: &[
+        field(
+            "folder",
+            Text(&PATH),
+            Default("identity"),
+            "The authority's folder, as `hamlet init` makes it. `ca.pem` in it is the bundle to give to peers.",
+            "identity",
+        ),
+        field(
+            "hosts",
+            List { item: &Text(&FQDN), min: 0, max: 64 },
+            Optional,
+            "DNS names in our certificates, for peers that check host names.",
+            "[gw.acme.example]",
+        ),
+        field(
+            "leafLife",
+            Text(&POSITIVE),
+            Default("24h"),
+            "How long our certificates live, at least `3s`. They are renewed before two thirds of it are over.",
+            "24h",
+        ),
+        field(
+            "issuingLife",
+            Text(&POSITIVE),
+            Default("30d"),
+            "How long the intermediate lives that signs them; at least three times `leafLife`.",
+            "30d",
+        ),
+        field(
+            "rootLife",
+            Text(&POSITIVE),
+            Default("3650d"),
+            "How long a root lives; at least three times `issuingLife`. The next one is staged when two thirds are over.",
+            "3650d",
+        ),
+        field(
+            "overlap",
+            Text(&DURATION),
+            Default("7d"),
+            "How long peers have to learn of a new root before anything comes from it; at most a sixth of `rootLife`.",
+            "7d",
+        ),
+    ],
+};
+
 static IDENTITY: Object = Object {
     fields: &[
         field(
+            "authority",
+            Shape::Object(&AUTHORITY),
+            Optional,
+            "Our own authority (made by `hamlet init`): it issues and renews our certificates, and one for each \
+             service name at the ingress. Instead of `agent`, `gateway` and `ca`.",
+            "{folder: identity, hosts: [gw.acme.example]}",
+        ),
+        field(
             "agent",
             Shape::Object(&PEM_PAIR),
-            Required,
-            "What this agent proves to other agents.",
+            Optional,
+            "What this agent proves to other agents. Needed without `authority`.",
             "{cert: identity/agent.pem, key: identity/agent.key}",
         ),
         field(
             "gateway",
             Shape::Object(&PEM_PAIR),
-            Required,
-            "What our gateways prove to other gateways.",
+            Optional,
+            "What our gateways prove to other gateways. Needed without `authority`.",
             "{cert: identity/gateway.pem, key: identity/gateway.key}",
         ),
         field(
             "ca",
             Shape::Object(&PEM_PAIR),
             Optional,
-            "A local CA (made by `hamlet init`). With it the ingress mints a certificate for each service name; \
+            "A CA of ours, beside `agent` and `gateway`. With it the ingress mints a certificate for each service name; \
              without it the gateway's certificate must name them.",
             "{cert: identity/ca.pem, key: identity/ca.key}",
         ),
@@ -239,6 +294,14 @@ static LIMITS: Object = Object {
              change needs a restart.",
             "256",
         ),
+        field(
+            "streamLife",
+            Text(&POSITIVE),
+            Default("24h"),
+            "How long a stream to another Hamlet agent lives before the side that dialled renews it; a new one is up \
+             before the old one ends. No stream outlives its certificates.",
+            "24h",
+        ),
     ],
 };
 
@@ -314,9 +377,9 @@ pub static MESH: Kind = Kind {
                 "identity",
                 Shape::Object(&IDENTITY),
                 Required,
-                "Where our certificates are. The files are watched; a new pair is taken over without a restart.",
-                "{agent: {cert: identity/agent.pem, key: identity/agent.key}, \
-                 gateway: {cert: identity/gateway.pem, key: identity/gateway.key}}",
+                "Where our certificates come from: our own `authority`, or files that are watched and taken over without \
+                 a restart.",
+                "{authority: {folder: identity}}",
             ),
             field(
                 "listen",
@@ -374,9 +437,7 @@ metadata:
 spec:
   trustDomain: acme.example
   identity:
-    agent: {cert: identity/agent.pem, key: identity/agent.key}
-    gateway: {cert: identity/gateway.pem, key: identity/gateway.key}
-    ca: {cert: identity/ca.pem, key: identity/ca.key}
+    authority: {folder: identity, hosts: [gw.acme.example]}
   advertise:
     ingress: [\"203.0.113.10:7444\"]
 ",
