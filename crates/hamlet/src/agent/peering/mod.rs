@@ -217,9 +217,7 @@ impl Agent {
         if !asked.is_empty() {
             return asked.iter().map(|a| AgentAddress::parse(a).map_err(|e| e.to_string())).collect();
         }
-        let listening = self.listening.lock().clone();
-        let bound = listening.iter().find(|(name, _)| name == "agent").map(|(_, address)| address);
-        let Some(bound) = bound.and_then(|b| b.parse::<SocketAddr>().ok()) else { return Ok(vec![]) };
+        let Some(Ok(bound)) = self.agent_listener.lock().clone() else { return Ok(vec![]) };
         let told = config.mesh.advertise.iter().map(|e| e.socket_addr().ip());
         let ips: Vec<_> = match bound.ip().is_unspecified() {
             true => told.collect(),
