@@ -625,7 +625,8 @@ impl Model {
         let gone: Vec<Key> = way.visible.keys().filter(|k| !seen.contains_key(*k)).cloned().collect();
         if expired_now {
             let early = way.policy.hold.is_none_or(|hold| way.down_run + SLACK < hold);
-            if early && !way.hold_unknown && !gone.is_empty() {
+            // What policy takes away meanwhile goes for that reason, not for the time.
+            if early && !way.hold_unknown && !gone.is_empty() && !way.may_all_go(now) {
                 let what = format!(
                     "{id:?}: the hold time of {:?} ended after {:?} without the peer",
                     way.policy.hold, way.down_run
@@ -674,11 +675,16 @@ impl Model {
 }
 
 impl Way {
+    /// Whether policy takes everything away, or may just be about to.
+    fn may_all_go(&self, now: Duration) -> bool {
+        let settling = self.configuring > 0 || now < self.policy_changed + Duration::from_millis(100);
+        self.left || !self.policy.imports || settling
+    }
+
     /// Whether an entry may go now, and why not.
     fn judge_withdrawal(&mut self, id: WayId, key: &Key, now: Duration) -> Option<(&'static str, String)> {
         let revision = self.visible.get(key).copied().unwrap_or_default();
-        let settling = self.configuring > 0 || now < self.policy_changed + Duration::from_millis(100);
-        if self.left || !self.policy.imports || settling {
+        if self.may_all_go(now) {
             return None;
         }
         let refused = self.refused.get(key).copied();
