@@ -625,12 +625,11 @@ impl Model {
         let gone: Vec<Key> = way.visible.keys().filter(|k| !seen.contains_key(*k)).cloned().collect();
         if expired_now {
             let early = way.policy.hold.is_none_or(|hold| way.down_run + SLACK < hold);
-            // What policy takes away meanwhile goes for that reason, not for the time.
-            if early && !way.hold_unknown && !gone.is_empty() && !way.may_all_go(now) {
-                let what = format!(
-                    "{id:?}: the hold time of {:?} ended after {:?} without the peer",
-                    way.policy.hold, way.down_run
-                );
+            // What the owner or policy took away goes for that reason, not for the time.
+            let by_time = |way: &mut Way| gone.iter().any(|k| way.judge_withdrawal(id, k, now).is_some());
+            if early && !way.hold_unknown && by_time(way) {
+                let (hold, down) = (way.policy.hold, way.down_run);
+                let what = format!("{id:?}: the hold time of {hold:?} ended after {down:?} without the peer");
                 complaints.push(("I5", what));
             }
         } else {
