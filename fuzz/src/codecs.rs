@@ -10,7 +10,7 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::import::ImportRules;
 use hamlet_core::imported::{ImportLimits, ImportedSlice};
 use hamlet_core::lease::NameLeases;
-use hamlet_core::{NameSuffix, PeerName, PortRange, Rejection, SpiffeId, TrustDomain};
+use hamlet_core::{Fqdn, NameSuffix, PeerName, PortRange, Rejection, SpiffeId, TrustDomain};
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
 use hamlet_protocol::dialect::translate::{down, up};
 use hamlet_protocol::dialect::v1alpha1::{End, V1Codec};
@@ -85,10 +85,15 @@ pub(crate) fn service_v1(input: &[u8]) {
         Err(refused) => return one_line(&refused),
     };
     // Only what a v1alpha1 peer must name, and this one didn't.
-    let Ok((again, value)) = down(&translated) else { return };
-    assert_eq!(again, key);
+    let Ok((written, value)) = down(&translated) else { return };
+    // The id is the peer's word for the service, and a DNS name as well: we write names in small
+    // letters.
+    assert_eq!(Ok(&*written), Fqdn::parse(&key).as_ref().map(Fqdn::as_str));
+    if written != key {
+        return;
+    }
     let (again, value) = up(&value).expect("what we write can be read");
-    assert_eq!(again, key);
+    assert_eq!(again, written);
     assert_eq!(decode(&key, &value), Ok(translated));
 }
 
