@@ -53,6 +53,8 @@ pub(crate) struct Mesh {
     pub(crate) block: Block,
     /// What is run as `hamlet`: the program, and the words in front of it.
     pub(crate) program: Vec<PathBuf>,
+    /// DNS names in its certificates.
+    pub(crate) hosts: Vec<Fqdn>,
     /// How much the agent logs.
     pub(crate) log_level: &'static str,
     root: PathBuf,
@@ -85,7 +87,7 @@ impl Mesh {
         let options = InitOptions {
             mesh: MeshName::parse(name).unwrap(),
             trust_domain: TrustDomain::parse(domain).unwrap(),
-            hosts,
+            hosts: hosts.clone(),
             advertise: vec![],
             clock: SystemClock::shared(),
         };
@@ -98,6 +100,7 @@ impl Mesh {
             at,
             block,
             program,
+            hosts,
             log_level: "debug",
             root: root.to_owned(),
             agent: None,

@@ -4,12 +4,15 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use hamlet::config::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
+use hamlet_core::Fqdn;
 
 use crate::mesh::Mesh;
 
 /// `mesh.yaml`; `more` are further lines of its spec.
 pub(crate) fn mesh(mesh: &Mesh, more: &str) -> String {
     let Mesh { name, domain, at, block, .. } = mesh;
+    let hosts: Vec<&str> = mesh.hosts.iter().map(Fqdn::as_str).collect();
+    let hosts = hosts.join(", ");
     format!(
         "\
 apiVersion: hamlet.dev/v1
@@ -18,7 +21,7 @@ metadata: {{name: {name}}}
 spec:
   trustDomain: {domain}
   identity:
-    authority: {{folder: identity}}
+    authority: {{folder: identity, hosts: [{hosts}]}}
   listen: {{agent: {}, ingress: {}, egressHttp: {}, dns: {}, admin: {}}}
   advertise: {{ingress: [\"{}\"]}}
   data: ../{name}-data
