@@ -12,7 +12,7 @@ use crate::mesh::Mesh;
 pub(crate) fn mesh(mesh: &Mesh, more: &str) -> String {
     let Mesh { name, domain, at, block, .. } = mesh;
     let hosts: Vec<&str> = mesh.hosts.iter().map(Fqdn::as_str).collect();
-    let hosts = hosts.join(", ");
+    let hosts = if hosts.is_empty() { String::new() } else { format!(", hosts: [{}]", hosts.join(", ")) };
     format!(
         "\
 apiVersion: hamlet.dev/v1
@@ -21,7 +21,7 @@ metadata: {{name: {name}}}
 spec:
   trustDomain: {domain}
   identity:
-    authority: {{folder: identity, hosts: [{hosts}]}}
+    authority: {{folder: identity{hosts}}}
   listen: {{agent: {}, ingress: {}, egressHttp: {}, dns: {}, admin: {}}}
   advertise: {{ingress: [\"{}\"]}}
   data: ../{name}-data
