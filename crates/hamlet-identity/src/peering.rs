@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use hamlet_core::{PeerName, SpiffeId, TrustDomain};
 use hamlet_runtime::Clock;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -295,26 +296,10 @@ pub fn bundle_of(
 
 /// Certificates as PEM.
 pub fn to_pem(ders: &[CertificateDer<'_>]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for der in ders {
-        out += "-----BEGIN CERTIFICATE-----\n";
-        // 48 bytes are a line of 64 characters (RFC 7468).
-        for line in der.chunks(48) {
-            for three in line.chunks(3) {
-                let mut bytes = [0; 4];
-                bytes[1..=three.len()].copy_from_slice(three);
-                let bits = u32::from_be_bytes(bytes);
-                for place in 0..4 {
-                    let index = (bits >> (18 - 6 * place)) as usize & 0x3f;
-                    out.push(if place > three.len() { '=' } else { char::from(ALPHABET[index]) });
-                }
-            }
-            out.push('\n');
-        }
-        out += "-----END CERTIFICATE-----\n";
-    }
-    out
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    let encode =
+        |der: &CertificateDer<'_>| pem::encode_config(&Pem::new("CERTIFICATE", der.as_ref()), config);
+    ders.iter().map(encode).collect()
 }
 
 impl ServerCertVerifier for PinnedVerifier {

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::bundle::TrustBundle;
 use crate::ca::PemPair;
 use crate::local::CertificateProvider;
+use crate::peering::to_pem;
 
 /// First and longest time between two attempts to reach the Workload API.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -154,8 +155,8 @@ impl WorkloadApi {
         let sets = context.bundle_set().iter().take(BUNDLES_MAX);
         let bundles = sets.filter_map(|(domain, bundle)| {
             let domain = TrustDomain::parse(domain.as_str()).ok()?;
-            let ders: Vec<&[u8]> = bundle.authorities().iter().map(|c| c.as_bytes()).collect();
-            let read = TrustBundle::from_pem(domain.clone(), pem_of(&ders).as_bytes());
+            let ders: Vec<_> = bundle.authorities().iter().map(|c| c.as_bytes().into()).collect();
+            let read = TrustBundle::from_pem(domain.clone(), to_pem(&ders).as_bytes());
             Some((domain, read.map(Arc::new).map_err(|error| error.to_string())))
         });
         let state = State { given, bundles: bundles.collect() };
@@ -264,13 +265,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn given(svid: &X509Svid) -> Option<Given> {
     let id = SpiffeId::parse(svid.spiffe_id().to_string().as_str()).ok()?;
-    let ders: Vec<&[u8]> = svid.cert_chain().iter().map(|c| c.as_bytes()).collect();
+    let ders: Vec<_> = svid.cert_chain().iter().map(|c| c.as_bytes().into()).collect();
     let key = pem::encode(&pem::Pem::new("PRIVATE KEY", svid.private_key().as_bytes()));
-    Some(Given { id, pair: PemPair { cert: pem_of(&ders), key } })
-}
-
-fn pem_of(ders: &[&[u8]]) -> String {
-    ders.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", *der))).collect()
+    Some(Given { id, pair: PemPair { cert: to_pem(&ders), key } })
 }
 
 struct OneIdentity {
