@@ -28,7 +28,7 @@ use crate::bundle::TrustBundle;
 use crate::local::LocalIdentity;
 use crate::refused::VerifyError;
 use crate::tls::provider;
-use crate::trust::{PeerTrust, ProvenPeer, Role, TrustError, TrustTable};
+use crate::trust::{PeerTrust, ProvenPeer, Role, TrustError, TrustTable, fingerprint_of};
 use crate::verifier::{tls12, tls13, whole_chain};
 use crate::verify::{CHAIN_MAX, Expect, Usage, verify_peer_chain};
 
@@ -104,15 +104,10 @@ pub fn proven_by(
     let path: Vec<CertificateDer<'_>> = chain
         .iter()
         .enumerate()
-        .filter(|(at, der)| *at == 0 || !roots.contains(&fingerprint(der)))
+        .filter(|(at, der)| *at == 0 || !roots.contains(&fingerprint_of(der)))
         .map(|(_, der)| CertificateDer::from(der.as_ref()))
         .collect();
     Ok(verify_peer_chain(&table, &path, Role::Agent, usage, Expect::Peer(&peer))?)
-}
-
-/// SHA-256 of a certificate.
-pub fn fingerprint(der: &[u8]) -> [u8; 32] {
-    Sha256::digest(der).into()
 }
 
 /// SHA-256 of a certificate's public key (SubjectPublicKeyInfo); `None` if it can't be read.
@@ -270,7 +265,7 @@ impl std::fmt::Debug for PinnedVerifier {
 impl PinnedVerifier {
     fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<(), ClaimError> {
         // A leaf is no root, whatever its hash.
-        let is_pinned = |der: &&CertificateDer<'_>| self.pinned.roots.contains(&fingerprint(der));
+        let is_pinned = |der: &&CertificateDer<'_>| self.pinned.roots.contains(&fingerprint_of(der));
         let roots: Vec<_> = chain.iter().skip(1).filter(is_pinned).collect();
         if roots.is_empty() {
             return Err(ClaimError::NotPinned);

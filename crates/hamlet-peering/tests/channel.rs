@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hamlet_core::PeerName;
-use hamlet_identity::peering::{fingerprint, server_config};
+use hamlet_identity::{fingerprint_of, peering::server_config};
 use hamlet_peering::channel::{self, ChannelError, Host, Terms};
 use hamlet_peering::{
     AcceptError, Accepter, AgentAddress, Agreement, AllowedAddresses, Invitation, InvitationId,
@@ -107,7 +107,7 @@ impl Served {
             addresses: vec![AgentAddress::parse(&self.at.to_string()).unwrap()],
             trust_domain: self.ca.trust_domain().clone(),
             agent_id: self.ca.agent_id(),
-            roots: vec![fingerprint(self.ca.root())],
+            roots: vec![fingerprint_of(self.ca.root())],
             expires: clock().wall() + Duration::from_secs(60),
             expected_domain: None,
         }
@@ -143,7 +143,7 @@ async fn an_honest_accepter_agrees_and_other_tokens_are_refused_by_their_reason(
     let agent = Token { agent_id: served.ca.gateway_id(), ..token.clone() };
     assert!(matches!(served.accept(&agent).await, Err(ChannelError::Claim(_))));
     // A leaf's own hash is no root.
-    let leaf = fingerprint(&served.ca.agent().identity().chain()[0]);
+    let leaf = fingerprint_of(&served.ca.agent().identity().chain()[0]);
     let leaf = Token { roots: vec![leaf], ..token.clone() };
     assert!(matches!(served.accept(&leaf).await, Err(ChannelError::Claim(_))));
     assert_eq!(served.host.committed.load(Ordering::SeqCst), 0);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_core::PeerName;
-use hamlet_identity::peering::{fingerprint, key_fingerprint};
+use hamlet_identity::{fingerprint_of, peering::key_fingerprint};
 use hamlet_peering::{
     AcceptError, Accepter, AgentAddress, Agreement, AllowedAddresses, Binding, Invitation, InvitationId,
     Inviter, Known, Ledger, MadePeer, MeshDocument, Message, Redemption, Refusal, Secret, Token,
@@ -95,7 +95,7 @@ impl World {
             addresses: self.a.document.addresses.clone(),
             trust_domain: self.a.document.trust_domain.clone(),
             agent_id: self.a.ca.agent_id(),
-            roots: vec![fingerprint(self.a.ca.root())],
+            roots: vec![fingerprint_of(self.a.ca.root())],
             expires: self.ledger.invitations[0].expires,
             expected_domain: None,
         }

@@ -10,7 +10,7 @@ use hamlet_admin::api::{
 };
 use hamlet_core::rejection::one_line;
 use hamlet_core::{AddressRange, PeerName, TrustDomain};
-use hamlet_identity::peering::fingerprint;
+use hamlet_identity::fingerprint_of;
 use hamlet_peering::channel;
 use hamlet_peering::{
     Accepter, AgentAddress, AllowedAddresses, Invitation, LIFETIME_MAX, LIFETIME_MIN, LedgerError, MADE_MAX,
@@ -153,7 +153,7 @@ impl Agent {
             addresses: allowed.ours,
             trust_domain: config.mesh.trust_domain.clone(),
             agent_id: self.agent_identity.spiffe_id(),
-            roots: roots.iter().take(ROOTS_MAX).map(|root| fingerprint(root)).collect(),
+            roots: roots.iter().take(ROOTS_MAX).map(|root| fingerprint_of(root)).collect(),
             expires,
             expected_domain,
         };

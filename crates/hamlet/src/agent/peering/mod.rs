@@ -17,7 +17,8 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
 use hamlet_identity::Usage;
-use hamlet_identity::peering::{Claim, bundle_of, fingerprint, key_fingerprint, proven_by};
+use hamlet_identity::fingerprint_of;
+use hamlet_identity::peering::{Claim, bundle_of, key_fingerprint, proven_by};
 use hamlet_peering::channel::EXCHANGES_MAX;
 use hamlet_peering::{
     AgentAddress, InvitationId, Known, Ledger, LedgerError, MeshDocument, WRONG_PROOFS_A_MINUTE,
@@ -274,5 +275,5 @@ impl Agent {
 /// SHA-256 of certificates, as text.
 fn fingerprints(roots: &[CertificateDer<'_>]) -> Vec<String> {
     let hex = |bytes: [u8; 32]| bytes.iter().map(|b| format!("{b:02x}")).collect();
-    roots.iter().map(|root| hex(fingerprint(root))).collect()
+    roots.iter().map(|root| hex(fingerprint_of(root))).collect()
 }
