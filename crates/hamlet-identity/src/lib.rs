@@ -24,6 +24,7 @@ mod inspect;
 mod local;
 mod minter;
 mod silent;
+mod spiffe;
 mod tickets;
 mod tls;
 mod trust;
@@ -41,6 +42,10 @@ pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity};
 pub use minter::{MINTED_MAX, SniMinter};
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
+pub use spiffe::{
+    ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BUNDLE_KEYS_MAX, BundleChange, BundleRefusal, Channel,
+    HeldBundle, JSON_DEPTH_MAX, JSON_VALUES_MAX, MAP_DOMAINS_MAX, SEQUENCE_JUMP_MAX, SpiffeBundle,
+};
 pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,
