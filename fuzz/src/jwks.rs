@@ -35,7 +35,8 @@ pub fn jwks(input: &[u8]) {
         Err(_) => assert_eq!(held, before),
     }
     assert_eq!(
-        HeldBundle::from_bytes(&held.to_bytes(), Duration::ZERO, Duration::from_secs(1)).map(|h| h.sequence()),
+        HeldBundle::from_bytes(&held.to_bytes(), Duration::ZERO, Duration::from_secs(1))
+            .map(|h| h.sequence()),
         Ok(held.sequence())
     );
 }

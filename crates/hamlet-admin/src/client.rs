@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{
-    AgentStatus, Confirmed, ErrorBody, ErrorCode, List, Listed, ReloadProblems, ReloadReport, StatusReport,
-    TranscriptPage,
+    AgentStatus, BundleSet, Confirmed, ErrorBody, ErrorCode, List, Listed, OwnBundle, ReloadProblems,
+    ReloadReport, StatusReport, TranscriptPage,
 };
 use crate::limits;
 
@@ -92,7 +92,7 @@ pub struct Client {
     timeout: Duration,
 }
 
-type Conn = Pin<Box<Connection<TokioIo<UnixStream>, Empty<Bytes>>>>;
+type Conn = Pin<Box<Connection<TokioIo<UnixStream>, Full<Bytes>>>>;
 
 /// Drives the connection while waiting for `work`: without a task there is nobody else to do so.
 async fn drive<T>(conn: &mut Option<Conn>, work: impl Future<Output = T>) -> T {
@@ -163,16 +163,31 @@ impl Client {
         self.get(&format!("/v1/transcript/{}?after={after}", encode_segment(peer))).await
     }
 
+    /// Our own bundle.
+    pub async fn own_bundle(&self) -> Result<OwnBundle, ClientError> {
+        self.get("/v1/bundle").await
+    }
+
+    /// Puts a bundle of a peer in force by hand; kept when this returns.
+    pub async fn set_bundle(&self, peer: &str, bytes: Vec<u8>) -> Result<BundleSet, ClientError> {
+        if peer.is_empty() || peer.len() > limits::NAME_BYTES {
+            return Err(ClientError::NotFound(format!("a name of {} bytes names no peer", peer.len())));
+        }
+        let path = format!("/v1/bundle/{}", encode_segment(peer));
+        let (status, body) = self.raw(Method::POST, &path, bytes.into()).await?;
+        if status.is_success() { self.parse(&body) } else { Err(self.refusal(status, &body)) }
+    }
+
     /// The text of `/readyz?verbose`, and whether the agent is ready.
     pub async fn ready(&self) -> Result<(bool, String), ClientError> {
-        let (status, body) = self.raw(Method::GET, "/readyz?verbose").await?;
+        let (status, body) = self.raw(Method::GET, "/readyz?verbose", Bytes::new()).await?;
         Ok((status.is_success(), String::from_utf8_lossy(&body).into_owned()))
     }
 
     /// A stream of lists: one now, one after every change.
     pub async fn watch<T: Listed>(&self) -> Result<Watch<T>, ClientError> {
         let path = format!("/v1/watch/{}", T::KIND.plural());
-        let (conn, response) = self.within(self.open(Method::GET, &path)).await?;
+        let (conn, response) = self.within(self.open(Method::GET, &path, Bytes::new())).await?;
         let mut conn = conn;
         let status = response.status();
         let mut body = response.into_body();
@@ -198,13 +213,13 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
-        let (status, body) = self.raw(method, path).await?;
+        let (status, body) = self.raw(method, path, Bytes::new()).await?;
         if status.is_success() { Ok(body) } else { Err(self.refusal(status, &body)) }
     }
 
-    async fn raw(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn raw(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
         self.within(async {
-            let (mut conn, response) = self.open(method, path).await?;
+            let (mut conn, response) = self.open(method, path, body).await?;
             let status = response.status();
             let body = read_all(&mut conn, &mut response.into_body()).await?;
             Ok((status, body))
@@ -224,15 +239,16 @@ impl Client {
         &self,
         method: Method,
         path: &str,
+        body: Bytes,
     ) -> Result<(Option<Conn>, http::Response<Incoming>), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.no_agent(source))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, "hamlet")
-            .body(Empty::new())
+            .body(Full::new(body))
             .map_err(|e| self.not_an_agent(e))?;
-        let shaken: Result<(SendRequest<Empty<Bytes>>, _), _> = handshake(TokioIo::new(stream)).await;
+        let shaken: Result<(SendRequest<Full<Bytes>>, _), _> = handshake(TokioIo::new(stream)).await;
         let (mut sender, conn) = shaken.map_err(|e| self.broken(&e))?;
         let mut conn = Some(Box::pin(conn));
         let response = drive(&mut conn, sender.send_request(request)).await.map_err(|e| self.broken(&e))?;

@@ -17,6 +17,7 @@
 
 mod bundle;
 pub mod ca;
+mod endpoint;
 mod failures;
 mod files;
 mod hello;
@@ -36,6 +37,9 @@ pub mod workload;
 
 pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
+pub use endpoint::{
+    EndpointLeaf, EndpointTlsError, WebLeaf, endpoint_server, spiffe_endpoint_client, web_endpoint_client,
+};
 pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
 pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};

@@ -202,6 +202,12 @@ impl Store {
         self.submit(fitting(Table::Documents, key, value).map(|write| vec![write]))
     }
 
+    /// Removes a named document, durably; that there is none is no error.
+    pub fn remove_document(&self, name: &str) -> CommitFuture {
+        let key = name.as_bytes().to_vec();
+        self.submit(Ok(vec![Write::Remove { table: Table::Documents, key }]))
+    }
+
     /// How the store is doing.
     pub fn health(&self) -> StoreHealth {
         let mut health = self.shared.health.lock().clone();

@@ -6,6 +6,7 @@
 
 pub mod age;
 pub mod agent;
+pub mod bundle;
 pub mod list;
 pub mod peer;
 pub mod policy;
@@ -17,6 +18,7 @@ pub use agent::{
     AgentStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, Problem, ReadyCheck,
     ReloadProblems, ReloadReport, SourceStatus, StatusReport, StoreStatus, TaskFailure, TaskStatus,
 };
+pub use bundle::{AuthorityStatus, BundleSet, BundleSetError, BundleStatus, OwnBundle};
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{
     BeatStatus, Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof,

@@ -273,6 +273,11 @@ impl HeldBundle {
         &self.in_force
     }
 
+    /// The source is another one now: its sequence counts from what it says first.
+    pub fn forget_sequence(&mut self) {
+        self.sequence = None;
+    }
+
     /// Whose it is.
     pub fn domain(&self) -> &TrustDomain {
         &self.domain

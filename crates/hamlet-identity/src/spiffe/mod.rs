@@ -23,7 +23,6 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::bundle::{BundleError, TrustBundle};
-use crate::files::PEM_BYTES_MAX;
 use crate::inspect::plain;
 
 pub use held::{ADDITIONS_WAIT_MIN, BundleChange, BundleRefusal, Channel, HeldBundle, SEQUENCE_JUMP_MAX};
@@ -31,7 +30,7 @@ pub use json::{JSON_DEPTH_MAX, JSON_VALUES_MAX};
 pub(crate) use key::members as jwk_members;
 
 /// Largest bundle document, in bytes, in any of the formats.
-pub const BUNDLE_BYTES_MAX: usize = PEM_BYTES_MAX;
+pub const BUNDLE_BYTES_MAX: usize = 1024 * 1024;
 /// Most entries in `keys` of a bundle, those for JWT-SVIDs included.
 pub const BUNDLE_KEYS_MAX: usize = 256;
 /// Most trust domains in a bundle map.

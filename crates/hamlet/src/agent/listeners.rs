@@ -1,7 +1,6 @@
 //! Identity, trust and everything that listens. A listener that can't be had fails the start with
 //! its name and remedy; nothing falls back to less.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +8,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use hamlet_adapters::dns::DnsServer;
 use hamlet_admin::server::{AdminSocket, start_health};
-use hamlet_core::PeerName;
 use hamlet_gateway::{Gateway, GatewayConfig, Limits};
 use hamlet_identity::ca::LocalCa;
 use hamlet_identity::{LocalIdentity, SniMinter, TrustTable};
@@ -18,19 +16,19 @@ use hamlet_runtime::{Clock, Spawner};
 use tokio::runtime::Runtime;
 
 use super::Agent;
-use super::peers::trust_of;
+use super::bundles::BundleServer;
 use crate::config::{Config, PairFiles};
 
 /// Who we are, whom we trust, and the gateway, which lives on a runtime of its own.
 pub(super) struct Entered {
     pub(super) trust: Arc<TrustTable>,
-    pub(super) distrusted: BTreeMap<PeerName, String>,
     pub(super) agent_identity: Arc<LocalIdentity>,
     pub(super) gateway_identity: Arc<LocalIdentity>,
     pub(super) gateway: Gateway,
 }
 
-/// Loads identity and trust and starts the gateway with empty tables.
+/// Loads our identity and starts the gateway with empty tables; nobody is trusted yet, since what
+/// proves some peers is in the store.
 pub(super) async fn gateway(
     config: &Config,
     clock: Arc<dyn Clock>,
@@ -62,7 +60,6 @@ pub(super) async fn gateway(
     };
     let trust = TrustTable::new(clock.clone());
     trust.set_own_trust_domain(mesh.trust_domain.clone());
-    let distrusted = trust_of(config, &trust);
     let settings = GatewayConfig {
         ingress: mesh.listen.ingress,
         egress_http: mesh.listen.egress_http,
@@ -79,7 +76,7 @@ pub(super) async fn gateway(
     let starting = Gateway::start(settings, gateway_identity.clone(), minter, trust.clone(), spawner, clock);
     let started = traffic.handle().spawn(starting).await;
     let gateway = started.context("starting the gateway was interrupted")??;
-    Ok(Entered { trust, distrusted, agent_identity, gateway_identity, gateway })
+    Ok(Entered { trust, agent_identity, gateway_identity, gateway })
 }
 
 /// Where everything listens, once it does.
@@ -136,6 +133,13 @@ pub(super) async fn start(agent: &Arc<Agent>, admin: &Spawner) -> anyhow::Result
         *agent.dns.lock() = Some(server.counters());
         let run = server.run(agent.zone.clone(), agent.spawner.clone(), agent.spawner.shutdown());
         agent.spawner.spawn("dns", run);
+    }
+    if let Some(settings) = &config.mesh.bundle_endpoint
+        && let Some(address) = settings.listen
+    {
+        let server = BundleServer::bind(agent, address, settings).await?;
+        note("bundle", server.local_addr());
+        agent.spawner.spawn("bundle", server.run(agent.clone(), agent.spawner.shutdown()));
     }
     if let Some(address) = config.mesh.listen.admin {
         note("health", start_health(address, agent.clone(), admin, admin.shutdown()).await?);

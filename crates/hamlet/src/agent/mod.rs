@@ -5,6 +5,7 @@
 
 mod applied;
 mod apply;
+pub(crate) mod bundles;
 mod expiry;
 mod listeners;
 mod liveness;
@@ -185,12 +186,14 @@ async fn start(
     let entered = listeners::gateway(&loaded.config, clock.clone(), gateway_spawner, traffic).await?;
     let agent = Agent::open(options, clock, loaded, entered, supervisors.control.spawner()).await?;
     // What the store kept is served before any peer is reached.
+    agent.refresh_own_bundle().await;
     agent.start_peers().await;
     agent.start_sinks().await;
     agent.start_reports();
     agent.start_watching_expiry();
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
+    agent.start_bundles().await;
     agent.watch_files(snapshot);
     bound.log();
     tracing::info!(

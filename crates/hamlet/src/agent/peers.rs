@@ -4,19 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
-use hamlet_identity::{PeerTrust, TrustBundle, TrustTable};
+use hamlet_identity::{PeerTrust, TrustTable};
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::{COMMIT_DEADLINE, ImportSettings};
 use hamlet_protocol::link::{Link, LinkConfig};
 
 use super::Agent;
+use super::bundles::PeerBundles;
 use crate::config::{Config, Extensions, HoldTime, PeerConfig, Resync, Version};
 
 /// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
 /// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
 /// streams: without the value it would come in unasked.
-pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName, String> {
+pub(super) fn trust_of(
+    config: &Config,
+    bundles: &PeerBundles,
+    trust: &TrustTable,
+) -> BTreeMap<PeerName, String> {
     let mut distrusted = BTreeMap::new();
     let mut peers = vec![];
     for peer in config.peers.values() {
@@ -24,7 +29,7 @@ pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName
             tracing::error!(peer = %peer.name, %error, "the context value can't be read; the peer gets no streams");
             distrusted.insert(peer.name.clone(), format!("the context value can't be read: {error}"));
         }
-        match bundle(peer) {
+        match bundles.of(peer) {
             Ok(bundle) => peers.push(PeerTrust {
                 peer: peer.name.clone(),
                 trust_domain: peer.trust_domain.clone(),
@@ -45,14 +50,13 @@ pub(super) fn trust_of(config: &Config, trust: &TrustTable) -> BTreeMap<PeerName
     distrusted
 }
 
-fn bundle(peer: &PeerConfig) -> Result<TrustBundle, String> {
-    let path = peer.bundle.display();
-    let pem = std::fs::read(&peer.bundle)
-        .map_err(|e| format!("{path}: {e}; put the peer's CA certificates there"))?;
-    TrustBundle::from_pem(peer.trust_domain.clone(), &pem).map_err(|e| format!("{path}: {e}"))
-}
-
 impl Agent {
+    /// Puts what proves the peers now in force. Callers don't overtake each other.
+    pub(super) fn believe(&self) {
+        let mut distrusted = self.distrusted.lock();
+        *distrusted = trust_of(&self.config(), &self.bundles, &self.trust);
+    }
+
     /// What a link is to do, as configured.
     fn link_config(config: &Config, peer: &PeerConfig, distrusted: Option<&String>) -> LinkConfig {
         let rules = config.imports.get(&peer.name).filter(|_| peer.import).map(|i| Arc::new(i.rules.clone()));

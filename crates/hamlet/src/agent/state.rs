@@ -28,7 +28,9 @@ use hamlet_store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::bundles::{OwnBundles, PeerBundles};
 use super::listeners::Entered;
+use super::peers::trust_of;
 use crate::cli::agent::AgentOptions;
 use crate::cli::version::BUILD;
 use crate::config::{Config, Loaded};
@@ -65,6 +67,10 @@ pub(crate) struct Agent {
     pub(super) trust: Arc<TrustTable>,
     /// Peers whose trust can't be used, and why.
     pub(super) distrusted: Mutex<BTreeMap<PeerName, String>>,
+    /// What is held of peers whose bundles are followed.
+    pub(super) bundles: PeerBundles,
+    /// What we publish of ourselves.
+    pub(super) own: OwnBundles,
     pub(super) agent_identity: Arc<LocalIdentity>,
     pub(super) gateway_identity: Arc<LocalIdentity>,
     pub(super) gateway: Gateway,
@@ -117,6 +123,9 @@ impl Agent {
         if let Some(damage) = &damage {
             tracing::error!(%damage, "the store was damaged; what is missing will be asked for again");
         }
+        let bundles = PeerBundles::default();
+        bundles.load(&opened.store, &loaded.config, clock.now());
+        let distrusted = trust_of(&loaded.config, &bundles, &entered.trust);
         let pool = load_pool(&opened.store, &loaded.config);
         // Versions count anew in each process, so each has a log of its own.
         let log_id: [u8; 16] = rand::random();
@@ -154,7 +163,9 @@ impl Agent {
             clock,
             spawner,
             trust: entered.trust,
-            distrusted: Mutex::new(entered.distrusted),
+            distrusted: Mutex::new(distrusted),
+            bundles,
+            own: OwnBundles::default(),
             agent_identity: entered.agent_identity,
             gateway_identity: entered.gateway_identity,
             gateway: entered.gateway,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ConfigStatus, Event, IdentityStatus, ImportStatus, InstanceStatus, ListenerStatus, Origin,
-    PeerState, PeerStatus, Programming, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
-    ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
+    AgentStatus, BundleSet, BundleSetError, ConfigStatus, Event, IdentityStatus, ImportStatus,
+    InstanceStatus, ListenerStatus, Origin, OwnBundle, PeerState, PeerStatus, Programming, PublicationStatus,
+    ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus,
+    TaskFailure, TaskStatus, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
@@ -243,7 +244,7 @@ impl StateSource for Agent {
         let config = self.config();
         let distrusted = self.distrusted.lock().clone();
         let failures = self.trust.failures().list();
-        let wall = self.clock.wall();
+        let (now, wall) = (self.clock.now(), self.clock.wall());
         let links = self.link_statuses();
         let one = |l: &LinkStatus| {
             let configured = config.peers.get(&l.peer);
@@ -255,6 +256,8 @@ impl StateSource for Agent {
             if let Some(why) = distrusted.get(&l.peer) {
                 peer.state = PeerState::Refused { reason: why.clone() };
             }
+            let in_force = self.trust.peer(&l.peer).map(|t| t.bundle.clone());
+            peer.bundle = configured.map(|p| self.bundles.status(p, in_force.as_deref(), now, wall));
             peer.trust_domain.clone_from(&domain);
             peer.auth_failures = named
                 .take(AUTH_FAILURES_SHOWN)
@@ -321,6 +324,20 @@ impl StateSource for Agent {
             }
         };
         config.imports.iter().map(one).collect()
+    }
+
+    fn own_bundle(&self) -> Result<OwnBundle, String> {
+        let trust_domain = self.config().mesh.trust_domain.to_string();
+        Ok(OwnBundle { trust_domain, jwks: self.own_jwks()? })
+    }
+
+    fn set_bundle(
+        &self,
+        peer: &str,
+        bytes: bytes::Bytes,
+    ) -> BoxFuture<'_, Result<BundleSet, BundleSetError>> {
+        let peer = peer.to_owned();
+        Box::pin(async move { self.override_bundle(&peer, &bytes).await })
     }
 
     fn readiness(&self) -> Vec<ReadyCheck> {

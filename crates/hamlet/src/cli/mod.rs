@@ -5,6 +5,7 @@
 //! program that reads the environment.
 
 pub mod agent;
+mod bundle;
 mod check;
 mod conformance;
 mod connect;
@@ -70,6 +71,9 @@ Look:
   check         Look at everything a federation needs, and say what to do
   transcript    Show what was said on a peer's streams, without values and secrets
 
+Trust:
+  bundle        Show our own CA certificates, list the peers', or set one's by hand
+
 Change:
   reload        Load the configuration again; waits and shows what is wrong
 
@@ -110,6 +114,7 @@ enum Command {
     Check(check::CheckArgs),
     Transcript(transcript::TranscriptArgs),
     Reload(reload::ReloadArgs),
+    Bundle(bundle::BundleArgs),
     Schema(schema::SchemaArgs),
     Completion(schema::CompletionArgs),
     Version(version::VersionArgs),
@@ -145,6 +150,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Check(args) => block_on(check::run(args, out))?,
         Command::Status(args) => block_on(status::run(args, out))?,
         Command::Transcript(args) => block_on(transcript::run(args, out))?,
+        Command::Bundle(args) => block_on(bundle::run(args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,
         Command::Schema(args) => schema::run(&args, out),
         Command::Completion(args) => schema::run_completion(&args, &mut Cli::command(), out),

@@ -9,6 +9,7 @@
 //! never an empty catalogue.
 
 mod check;
+mod endpoint;
 pub mod init;
 mod model;
 mod problem;
@@ -24,10 +25,11 @@ mod walk;
 
 use std::path::Path;
 
+pub use endpoint::{EndpointUrl, URL_BYTES_MAX};
 pub use model::{
-    Config, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityFiles, ImportConfig, Limits, Listeners,
-    LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Resync, Secret,
-    SecretError, SecretFile, Version, ZoneConfig,
+    Config, DnsConfig, EgressConfig, EndpointProof, Extensions, FollowedEndpoint, HoldTime, IdentityFiles,
+    ImportConfig, Limits, Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress,
+    PeerConfig, Profile, Resync, Secret, SecretError, SecretFile, ServedEndpoint, Version, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;

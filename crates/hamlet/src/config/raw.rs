@@ -15,7 +15,8 @@ use hamlet_core::{
     TrustDomain,
 };
 
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Resync, Version};
+use super::endpoint::EndpointUrl;
+use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version};
 use super::problem::Mark;
 use super::scalar::{Advertised, Backend, Bytes, Listen, MessageBytes, Pool, Positive, Scalar, Ttl};
 use super::schema::{METADATA, Need, Object, Shape};
@@ -222,6 +223,8 @@ pub(super) struct Mesh {
     pub(super) agent: Pair,
     pub(super) gateway: Pair,
     pub(super) ca: Option<Pair>,
+    pub(super) own_bundle: Option<At<PathBuf>>,
+    pub(super) bundle_endpoint: Option<RawServed>,
     /// In the order agent, ingress, egressHttp, dns, admin.
     pub(super) listen: [Option<At<Listen>>; 5],
     pub(super) advertise: Vec<(At<Advertised>, Vec<String>)>,
@@ -272,6 +275,17 @@ impl Mesh {
             agent: Pair::read(&identity.inner("agent")),
             gateway: Pair::read(&identity.inner("gateway")),
             ca: identity.written("ca").map(|_| Pair::read(&identity.inner("ca"))),
+            own_bundle: identity.get("bundle"),
+            bundle_endpoint: spec.written("bundleEndpoint").map(|mark| {
+                let served = spec.inner("bundleEndpoint");
+                RawServed {
+                    listen: served.get("listen"),
+                    profile: served.get("profile"),
+                    pair: Pair::read(&served),
+                    refresh_hint: served.get("refreshHint"),
+                    mark,
+                }
+            }),
             listen: ["agent", "ingress", "egressHttp", "dns", "admin"].map(|key| listen.get(key)),
             advertise: advertised(&spec.inner("advertise")),
             advertise_written: spec.inner("advertise").written("ingress").is_some(),
@@ -323,12 +337,47 @@ fn advertised(advertise: &Reader) -> Vec<(At<Advertised>, Vec<String>)> {
     out
 }
 
+/// `trust.endpoint` of a Peer.
+#[derive(Debug)]
+pub(super) struct RawEndpoint {
+    pub(super) url: Option<At<EndpointUrl>>,
+    pub(super) profile: Option<At<Profile>>,
+    pub(super) id: Option<At<SpiffeId>>,
+    pub(super) ca_file: Option<At<PathBuf>>,
+    pub(super) refresh: Option<Positive>,
+}
+
+impl RawEndpoint {
+    fn read(r: &Reader) -> RawEndpoint {
+        RawEndpoint {
+            url: r.get("url"),
+            profile: r.get("profile"),
+            id: r.get("endpointSpiffeId"),
+            ca_file: r.get("caFile"),
+            refresh: r.value("refresh"),
+        }
+    }
+}
+
+/// `bundleEndpoint` of the Mesh.
+#[derive(Debug)]
+pub(super) struct RawServed {
+    pub(super) listen: Option<At<Listen>>,
+    pub(super) profile: Option<At<Profile>>,
+    pub(super) pair: Pair,
+    pub(super) refresh_hint: Option<At<Positive>>,
+    pub(super) mark: Mark,
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) meta: Meta,
     pub(super) address: Option<PeerAddress>,
     pub(super) trust_domain: Option<At<TrustDomain>>,
     pub(super) bundle: Option<At<PathBuf>>,
+    /// Where `trust` stands, if it is a mapping that names neither a bundle nor an endpoint.
+    pub(super) proves_nothing: Option<Mark>,
+    pub(super) endpoint: Option<RawEndpoint>,
     pub(super) agent_ids: Vec<At<SpiffeId>>,
     pub(super) gateway_ids: Vec<At<SpiffeId>>,
     pub(super) publish: Option<bool>,
@@ -351,12 +400,19 @@ pub(super) struct Peer {
 impl Peer {
     fn read(meta: Meta, spec: &Reader) -> Peer {
         let guard = spec.inner("guard");
+        let trust = spec.inner("trust");
         let quotas = spec.inner("quotas");
         Peer {
             meta,
             address: spec.value("address"),
             trust_domain: spec.get("trustDomain"),
-            bundle: spec.inner("trust").get("bundle"),
+            bundle: trust.get("bundle"),
+            proves_nothing: spec
+                .node("trust")
+                .filter(|n| matches!(n.value, Value::Map(_)))
+                .filter(|n| n.get("bundle").is_none() && n.get("endpoint").is_none())
+                .and(spec.written("trust")),
+            endpoint: trust.written("endpoint").map(|_| RawEndpoint::read(&trust.inner("endpoint"))),
             agent_ids: spec.list("agentIds"),
             gateway_ids: spec.list("gatewayIds"),
             publish: spec.value("publish"),

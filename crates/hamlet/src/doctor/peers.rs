@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use hamlet_identity::{
-    Expect, LocalIdentity, PeerTrust, Role, TrustBundle, TrustTable, Validity, agent_client_config,
-    agent_server_name, proven_server, refusal_in,
+    Authorities, Expect, LocalIdentity, PeerTrust, Role, SpiffeBundle, TrustBundle, TrustTable, Validity,
+    agent_client_config, agent_server_name, proven_server, refusal_in,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -54,24 +54,37 @@ async fn one(
     findings
 }
 
-/// Its CA certificates; findings where they can't be used or end soon.
+/// The CA certificates in its file; findings where they can't be used or end soon.
 fn bundle(
     look: &Examination<'_>,
     peer: &PeerConfig,
     findings: &mut Vec<Finding>,
 ) -> Option<Arc<TrustBundle>> {
     let about = format!("bundle/{}", peer.name);
-    let path = peer.bundle.display();
-    let pem = match std::fs::read(&peer.bundle) {
-        Ok(pem) => pem,
+    if let Some(endpoint) = &peer.endpoint {
+        // Its file is only the first bundle: what is in force now, the agent knows.
+        let found = format!("followed at {}; `hamlet bundle list` shows what is in force", endpoint.url);
+        findings.push(Finding::pass(&about, found));
+        return None;
+    }
+    let file = peer.bundle.as_ref()?;
+    let path = file.display();
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
         Err(error) => {
             let remedy = "put the peer's CA certificates there, as that peer gave them to you";
             findings.push(Finding::fail(&about, format!("{path}: {error}"), remedy));
             return None;
         }
     };
-    let bundle = match TrustBundle::from_pem(peer.trust_domain.clone(), &pem) {
-        Ok(bundle) => Arc::new(bundle),
+    let read = SpiffeBundle::from_bytes(peer.trust_domain.clone(), &bytes).map(|read| read.authorities);
+    let bundle = match read {
+        Ok(Authorities::Certificates(bundle)) => Arc::new(bundle),
+        Ok(Authorities::Revoked | Authorities::NoX509) => {
+            let found = format!("{path}: there is no CA certificate in it, so the peer is not trusted");
+            findings.push(Finding::fail(&about, found, "ask the peer for the bundle that is meant"));
+            return None;
+        }
         Err(error) => {
             let finding = Finding::of_error(&about, error);
             findings.push(Finding { found: format!("{path}: {}", finding.found), ..finding });
@@ -86,7 +99,7 @@ fn bundle(
     let ends: Vec<Finding> = ends.collect();
     if ends.is_empty() {
         let left = age(bundle.earliest_not_after().saturating_sub(look.clock.wall()));
-        let changed = std::fs::metadata(&peer.bundle).and_then(|m| m.modified()).ok();
+        let changed = std::fs::metadata(file).and_then(|m| m.modified()).ok();
         let since = changed.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
         let old = since.map(|at| format!(", changed {} ago", age(look.clock.wall().saturating_sub(at))));
         let (n, old) = (bundle.anchors().len(), old.unwrap_or_default());

@@ -9,10 +9,11 @@ use hamlet_core::{Endpoint, MeshName};
 
 use super::Check;
 use crate::config::model::{
-    DnsConfig, EgressConfig, IdentityFiles, Limits, Listeners, LogConfig, MeshConfig, PairFiles, ZoneConfig,
+    DnsConfig, EgressConfig, IdentityFiles, Limits, Listeners, LogConfig, MeshConfig, PairFiles, Profile,
+    ServedEndpoint, ZoneConfig,
 };
 use crate::config::problem::Mark;
-use crate::config::raw::{At, Mesh, Pair};
+use crate::config::raw::{At, Mesh, Pair, RawServed};
 use crate::config::scalar::Listen;
 
 /// Longest path of a unix socket on Linux, in bytes (`sun_path` without its end).
@@ -23,7 +24,11 @@ const NO_PAIR: &str = "`hamlet init DIR` makes one; or put the PEM file there";
 impl Check<'_> {
     /// `None` if something of it was reported by the walk.
     pub(super) fn mesh(&mut self, raw: &Mesh) -> Option<MeshConfig> {
-        self.listeners_differ(&raw.listen);
+        let served = raw.bundle_endpoint.as_ref().and_then(|served| served.listen.as_ref());
+        self.listeners_differ(raw.listen.iter().flatten().chain(served));
+        let bundle_endpoint = raw.bundle_endpoint.as_ref().map(|served| self.served(served, raw));
+        let own_bundle =
+            raw.own_bundle.as_ref().map(|at| self.file(at, "export the CA certificates there as PEM"));
         let agent = self.pair(&raw.agent);
         let gateway = self.pair(&raw.gateway);
         let ca = raw.ca.as_ref().map(|ca| self.pair(ca));
@@ -59,6 +64,7 @@ impl Check<'_> {
                     None => None,
                     Some(pair) => Some(pair?),
                 },
+                bundle: own_bundle,
             },
             listen: Listeners {
                 agent: agent_at?,
@@ -68,6 +74,10 @@ impl Check<'_> {
                 admin: admin?,
             },
             advertise: endpoints(raw),
+            bundle_endpoint: match bundle_endpoint {
+                None => None,
+                Some(served) => Some(served?),
+            },
             data,
             socket,
             egress: EgressConfig {
@@ -97,6 +107,42 @@ impl Check<'_> {
         })
     }
 
+    /// The endpoint's own rules: a pair with `https_web` and none otherwise, and CAs to publish.
+    fn served(&mut self, raw: &RawServed, mesh: &Mesh) -> Option<ServedEndpoint> {
+        let path = format!("{} spec.bundleEndpoint", mesh.meta.label);
+        if mesh.own_bundle.is_none() && mesh.ca.is_none() {
+            let message =
+                "there is no bundle to publish: `identity` has neither `bundle` nor `ca`".to_owned();
+            let fix = "name the file with our CA certificates in `identity.bundle`";
+            self.problems.error(raw.mark, &path, message, fix);
+        }
+        let web = match raw.profile.as_ref()?.value {
+            Profile::HttpsWeb if raw.pair.cert.is_none() || raw.pair.key.is_none() => {
+                let message = "`https_web` needs `cert` and `key`".to_owned();
+                let fix = "name a web certificate for the endpoint's host, or write `profile: https_spiffe`";
+                self.problems.error(raw.mark, &path, message, fix);
+                return None;
+            }
+            Profile::HttpsWeb => Some(self.pair(&raw.pair)?),
+            Profile::HttpsSpiffe => {
+                for at in [&raw.pair.cert, &raw.pair.key].into_iter().flatten() {
+                    let message = "with `https_spiffe` the endpoint proves our agent's id".to_owned();
+                    self.error(at, message, "remove `cert` and `key`, or write `profile: https_web`");
+                }
+                None
+            }
+        };
+        let hint = raw.refresh_hint.as_ref()?;
+        if hint.value.0.subsec_nanos() != 0 {
+            self.error(
+                hint,
+                "the hint has a fraction of a second".to_owned(),
+                "write whole seconds, for example 5m",
+            );
+        }
+        Some(ServedEndpoint { listen: raw.listen.as_ref()?.value.0, web, refresh_hint: hint.value.0 })
+    }
+
     fn pair(&mut self, raw: &Pair) -> Option<PairFiles> {
         let cert = raw.cert.as_ref().map(|at| self.file(at, NO_PAIR));
         let key = raw.key.as_ref().map(|at| self.file(at, NO_PAIR));
@@ -104,9 +150,9 @@ impl Check<'_> {
     }
 
     /// Port 0 asks for any free port and collides with nothing.
-    fn listeners_differ(&mut self, listen: &[Option<At<Listen>>; 5]) {
+    fn listeners_differ<'l>(&mut self, listen: impl Iterator<Item = &'l At<Listen>>) {
         let mut taken: Vec<&At<Listen>> = Vec::new();
-        for at in listen.iter().flatten() {
+        for at in listen {
             let Some(address) = at.value.0.filter(|a| a.port() != 0) else { continue };
             let clash = taken.iter().find(|other| {
                 other.value.0.is_some_and(|o| {
