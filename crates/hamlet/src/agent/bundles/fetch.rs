@@ -176,3 +176,45 @@ fn redirect(from: &EndpointUrl, status: StatusCode, location: &str) -> Result<An
         other => Err(FetchError::Status(shown, other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_temporary_redirect_to_https_is_followed_and_a_permanent_one_names_the_place() {
+        let from = EndpointUrl::parse("https://globex.example:8443/a").unwrap();
+        let to = |status: u16, location: &str| {
+            redirect(&from, StatusCode::from_u16(status).unwrap(), location).map(|answer| match answer {
+                Answer::Elsewhere(url) => url.to_string(),
+                Answer::Body(_) => String::new(),
+            })
+        };
+        for status in [302, 303, 307] {
+            assert_eq!(to(status, "/b").unwrap(), "https://globex.example:8443/b", "{status}");
+            assert!(
+                matches!(to(status, "http://globex.example/"), Err(FetchError::Redirect(..))),
+                "{status}"
+            );
+        }
+        for status in [301, 308] {
+            let moved = to(status, "https://new.example/").unwrap_err();
+            assert!(matches!(&moved, FetchError::Moved(_, to) if to == "https://new.example/"), "{moved}");
+        }
+        assert!(matches!(to(304, "/b"), Err(FetchError::Status(..))));
+    }
+
+    #[test]
+    fn a_special_purpose_address_is_known_and_a_public_one_is_none() {
+        for (address, special) in [
+            ("127.0.0.1:443", true),
+            ("169.254.169.254:443", true),
+            ("10.0.0.1:443", true),
+            ("[::1]:443", true),
+            ("[::ffff:127.0.0.1]:443", true),
+            ("9.9.9.9:443", false),
+        ] {
+            assert_eq!(is_special(address.parse().unwrap()), special, "{address}");
+        }
+    }
+}
