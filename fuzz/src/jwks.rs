@@ -7,7 +7,7 @@ use hamlet_core::TrustDomain;
 use hamlet_identity::{Channel, HeldBundle, SpiffeBundle};
 
 /// The law of bundle documents and of their succession.
-pub fn jwks(input: &[u8]) {
+pub(crate) fn jwks(input: &[u8]) {
     let domain = || TrustDomain::parse("acme.example").expect("a domain");
     // Two documents, parted by a byte of 0: the second is offered after the first.
     let (first, second) = match input.iter().position(|b| *b == 0) {
