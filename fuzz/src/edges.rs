@@ -198,6 +198,12 @@ pub(crate) fn chain(input: &[u8]) {
     assert_eq!(proven.is_ok(), der == good, "{:?}", proven.map(|p| p.id));
 }
 
+/// Of any chain that is really signed, exactly that proves a peer which a second and simpler look
+/// finds good. Input: a plan for the chain.
+pub(crate) fn trust(input: &[u8]) {
+    hamlet_testkit::law::chain_law(input);
+}
+
 /// A bundle is refused in one line or holds what it says.
 pub(crate) fn bundle(input: &[u8]) {
     let domain = || TrustDomain::parse("acme.example").expect("a domain");

@@ -49,6 +49,7 @@ targets! {
     codecs: records, service, service_v1;
     sessions: session, session_v1;
     core_types: spiffe, text;
+    edges: trust;
 }
 
 /// The target of that name.

@@ -318,6 +318,9 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     add("chain", "unedited", vec![]);
     add("chain", "edited", vec![0, 0, 40, 7, 3, 1, 0, 3]);
     add("chain", "bytes", [&[255][..], &[0x30, 0x82, 1, 0, 0x30, 0x81, 0xc0]].concat());
+    add("trust", "good", vec![]);
+    add("trust", "intermediates", [&[0; 12][..], &[7, 2, 8, 8, 8, 8]].concat());
+    add("trust", "crossed", vec![1, 0, 0, 0]);
     add(
         "bundle",
         "text-before",

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{
-    AgentStatus, BundleSet, Confirmed, ErrorBody, ErrorCode, List, Listed, OwnBundle, ReloadProblems,
-    ReloadReport, StatusReport, TranscriptPage,
+    AgentStatus, BundleSet, Confirmed, ErrorBody, ErrorCode, List, Listed, OwnBundle, PeeringAnswer,
+    PeeringRequest, ReloadProblems, ReloadReport, StatusReport, TranscriptPage,
 };
 use crate::limits;
 
@@ -155,6 +155,13 @@ impl Client {
         Ok(self.parse::<Confirmed>(&body)?.released)
     }
 
+    /// Asks for something about peering by token; done when it returns.
+    pub async fn peering(&self, request: &PeeringRequest) -> Result<PeeringAnswer, ClientError> {
+        let content = serde_json::to_vec(request).map_err(|e| self.not_an_agent(e))?;
+        let (status, body) = self.send(Method::POST, "/v1/peering", content.into()).await?;
+        if status.is_success() { self.parse(&body) } else { Err(self.refusal(status, &body)) }
+    }
+
     /// What was said on a peer's streams after entry number `after`.
     pub async fn transcript(&self, peer: &str, after: u64) -> Result<TranscriptPage, ClientError> {
         if peer.is_empty() || peer.len() > limits::NAME_BYTES {
@@ -174,13 +181,13 @@ impl Client {
             return Err(ClientError::NotFound(format!("a name of {} bytes names no peer", peer.len())));
         }
         let path = format!("/v1/bundle/{}", encode_segment(peer));
-        let (status, body) = self.raw(Method::POST, &path, bytes.into()).await?;
+        let (status, body) = self.send(Method::POST, &path, bytes.into()).await?;
         if status.is_success() { self.parse(&body) } else { Err(self.refusal(status, &body)) }
     }
 
     /// The text of `/readyz?verbose`, and whether the agent is ready.
     pub async fn ready(&self) -> Result<(bool, String), ClientError> {
-        let (status, body) = self.raw(Method::GET, "/readyz?verbose", Bytes::new()).await?;
+        let (status, body) = self.raw(Method::GET, "/readyz?verbose").await?;
         Ok((status.is_success(), String::from_utf8_lossy(&body).into_owned()))
     }
 
@@ -213,13 +220,22 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
-        let (status, body) = self.raw(method, path, Bytes::new()).await?;
+        let (status, body) = self.raw(method, path).await?;
         if status.is_success() { Ok(body) } else { Err(self.refusal(status, &body)) }
     }
 
-    async fn raw(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn raw(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+        self.send(method, path, Bytes::new()).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         self.within(async {
-            let (mut conn, response) = self.open(method, path, body).await?;
+            let (mut conn, response) = self.open(method, path, content).await?;
             let status = response.status();
             let body = read_all(&mut conn, &mut response.into_body()).await?;
             Ok((status, body))
@@ -239,14 +255,14 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Bytes,
+        content: Bytes,
     ) -> Result<(Option<Conn>, http::Response<Incoming>), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.no_agent(source))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, "hamlet")
-            .body(Full::new(body))
+            .body(Full::new(content))
             .map_err(|e| self.not_an_agent(e))?;
         let shaken: Result<(SendRequest<Full<Bytes>>, _), _> = handshake(TokioIo::new(stream)).await;
         let (mut sender, conn) = shaken.map_err(|e| self.broken(&e))?;

@@ -19,6 +19,8 @@ pub const WATCH_GAP: Duration = Duration::from_millis(200);
 pub const DRAIN: Duration = Duration::from_secs(2);
 /// Largest answer that a client reads, in bytes: a list of 100,000 services fits.
 pub const ANSWER_BYTES: usize = 256 * 1024 * 1024;
+/// Largest body of a request, in bytes: a token and some names.
+pub const BODY_BYTES: usize = 64 * 1024;
 /// Longest path of a unix socket on Linux, in bytes (`sun_path` less its NUL and our suffix).
 pub const SOCKET_PATH_BYTES: usize = 106;
 /// Longest name of a resource in a request, in bytes, before percent-decoding.

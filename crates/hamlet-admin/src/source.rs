@@ -1,8 +1,9 @@
 //! Where the API takes its answers from: the agent implements this, tests do so as well.
 
 use crate::api::{
-    AgentStatus, BundleSet, BundleSetError, ImportStatus, OwnBundle, PeerStatus, PublicationStatus,
-    ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, TranscriptPage,
+    AgentStatus, ApiError, BundleSet, BundleSetError, ImportStatus, OwnBundle, PeerStatus, PeeringAnswer,
+    PeeringRequest, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus,
+    TranscriptPage,
 };
 
 /// A boxed future, as an object-safe trait needs it.
@@ -34,6 +35,8 @@ pub trait StateSource: Send + Sync + 'static {
     /// returns.
     fn set_bundle(&self, peer: &str, bytes: bytes::Bytes)
     -> BoxFuture<'_, Result<BundleSet, BundleSetError>>;
+    /// Does what is asked about peering by token; done when it returns.
+    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>>;
     /// All metrics in OpenMetrics text, closed by `# EOF`.
     fn metrics_text(&self) -> String;
     /// A counter that moves whenever any list may have changed; watches wait on it.

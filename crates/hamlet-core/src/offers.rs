@@ -217,16 +217,11 @@ impl Publications {
         } else {
             self.encode_offers(inner, inputs);
         }
-        for group in &inner.groups {
-            let selected = inputs.services.iter().filter(|s| group.key.selects(s));
-            let wanted: BTreeMap<Arc<str>, Arc<Offer>> = selected
-                .filter_map(|s| inner.offers.get(&s.name)?.1.as_ref().ok())
-                .map(|offer| (offer.key.clone(), offer.clone()))
-                .collect();
-            group.view.set(&wanted, inputs.ready, &self.versions);
-        }
+        // First who has which view, then what is in it: a stream that is woken by a change of a view
+        // must know by then that the view is no longer its own, and can't read it if it doesn't.
         let Inner { groups, views, .. } = inner;
         for group in groups {
+            group.view.admit_only(group.peers.iter().map(PeerName::as_str));
             for peer in &group.peers {
                 let sender =
                     views.entry(peer.clone()).or_insert_with(|| watch::Sender::new(group.view.clone()));
@@ -238,6 +233,14 @@ impl Publications {
             }
         }
         views.retain(|peer, _| inputs.peers.contains(peer));
+        for group in &inner.groups {
+            let selected = inputs.services.iter().filter(|s| group.key.selects(s));
+            let wanted: BTreeMap<Arc<str>, Arc<Offer>> = selected
+                .filter_map(|s| inner.offers.get(&s.name)?.1.as_ref().ok())
+                .map(|offer| (offer.key.clone(), offer.clone()))
+                .collect();
+            group.view.set(&wanted, inputs.ready, &self.versions);
+        }
     }
 
     /// Encodes what is new or changed; the rest keeps its bytes.
@@ -388,6 +391,29 @@ mod tests {
         };
         assert_eq!(drain(&mut x), ["-b"]);
         assert_eq!(drain(&mut y), ["-a", "+c"]);
+    }
+
+    #[test]
+    fn a_stream_that_has_not_moved_yet_reads_nothing_from_a_view_that_is_others_by_now() {
+        let mesh = Mesh::new();
+        mesh.set(&policy(&[(&["a", "b"], &["x", "y"])]));
+        let shared = mesh.view("x");
+        let (mut x, mut y) = (shared.subscribe("x"), shared.subscribe("y"));
+        while let Next::Change(_) = x.take_next() {}
+        while let Next::Change(_) = y.take_next() {}
+        // One of the two keeps the view, the other has to move; which one is no promise.
+        mesh.set(&policy(&[(&["a", "c"], &["x"]), (&["b"], &["y"])]));
+        let x_stays = Arc::ptr_eq(&mesh.view("x"), &shared);
+        let (staying, leaving, left) = if x_stays { (&mut x, &mut y, "y") } else { (&mut y, &mut x, "x") };
+        assert!(!Arc::ptr_eq(&mesh.view("x"), &mesh.view("y")));
+        assert!(matches!(staying.take_next(), Next::Change(_)));
+        assert_eq!((leaving.take_next(), leaving.bookmark()), (Next::AtHead, None));
+        // One that was made for the view it had, a moment too late.
+        let mut late = shared.subscribe(left);
+        let root = shared.summary().root;
+        assert_eq!((late.take_next(), late.resume(&root)), (Next::AtHead, false));
+        leaving.move_to(&mesh.view(left));
+        assert!(matches!(leaving.take_next(), Next::Change(_)));
     }
 
     #[test]

@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use crate::digest::{DigestTree, Level, Scope, bucket_of, key_hash, leaf};
 use crate::durable::Hash32;
@@ -108,6 +108,8 @@ struct State {
     purged: u64,
     cursors: BTreeMap<u64, Cursor>,
     ready: bool,
+    /// Whose subscriptions may read; `None` is everybody's.
+    readers: Option<BTreeSet<Arc<str>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -116,7 +118,8 @@ struct Cursor {
     at: u64,
 }
 
-// Subscriptions are numbered over all views, so that one keeps its number when it moves to a fork.
+// Subscriptions and who is woken are numbered over all views, so that a subscription keeps its number
+// when it moves to a fork.
 static NEXT_SUBSCRIPTION: AtomicU64 = AtomicU64::new(1);
 
 /// What one group of peers should have.
@@ -124,7 +127,8 @@ static NEXT_SUBSCRIPTION: AtomicU64 = AtomicU64::new(1);
 pub struct View {
     type_url: Arc<str>,
     state: Mutex<State>,
-    changed: watch::Sender<u64>,
+    /// Who is woken at a change; never locked together with the state.
+    watching: Mutex<BTreeMap<u64, Waker>>,
 }
 
 impl View {
@@ -141,8 +145,9 @@ impl View {
                 purged: 0,
                 cursors: BTreeMap::new(),
                 ready: false,
+                readers: None,
             }),
-            changed: watch::Sender::new(0),
+            watching: Mutex::default(),
         })
     }
 
@@ -167,9 +172,22 @@ impl View {
                     .map(|(id, c)| (*id, c.clone()))
                     .collect(),
                 ready: state.ready,
+                readers: None,
             }),
-            changed: watch::Sender::new(0),
+            watching: Mutex::default(),
         })
+    }
+
+    /// Lets only subscriptions of these owners read from now on; others hear that there is nothing
+    /// until they have moved to their own view. A policy change that parts a group says so before it
+    /// changes what is in the views: a writer that is just about to read would hand out what its
+    /// peer may not see.
+    pub fn admit_only<'a>(&self, owners: impl Iterator<Item = &'a str> + Clone) {
+        let mut state = self.lock();
+        let same = state.readers.as_ref().is_some_and(|now| now.iter().map(|o| &**o).eq(owners.clone()));
+        if !same {
+            state.readers = Some(owners.map(Arc::from).collect());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -181,9 +199,20 @@ impl View {
         &self.type_url
     }
 
-    /// Woken at every change.
-    pub fn changed(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// Wakes `waker` at every change, for as long as what is returned lives. The writer of a stream
+    /// is woken by nobody between: with many consumers each hop costs as often as there are streams.
+    pub fn watched_by(self: &Arc<View>, waker: Waker) -> Watching {
+        let id = NEXT_SUBSCRIPTION.fetch_add(1, Ordering::Relaxed);
+        self.watchers().insert(id, waker);
+        Watching { view: self.clone(), id }
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.watchers().values().for_each(Waker::wake_by_ref);
     }
 
     /// Number of live keys.
@@ -257,7 +286,7 @@ impl View {
         state.trim_tombstones();
         drop(state);
         if changes > 0 || became_ready {
-            self.changed.send_modify(|v| *v += 1);
+            self.wake();
         }
         changes
     }
@@ -273,7 +302,7 @@ impl View {
         let version = versions.next();
         state.put(offer, false, version);
         drop(state);
-        self.changed.send_modify(|v| *v += 1);
+        self.wake();
         version
     }
 
@@ -286,7 +315,7 @@ impl View {
         state.put(offer, true, version);
         state.trim_tombstones();
         drop(state);
-        self.changed.send_modify(|v| *v += 1);
+        self.wake();
         Some(version)
     }
 
@@ -294,7 +323,7 @@ impl View {
     pub fn set_ready(&self, ready: bool) {
         let before = std::mem::replace(&mut self.lock().ready, ready);
         if ready && !before {
-            self.changed.send_modify(|v| *v += 1);
+            self.wake();
         }
     }
 
@@ -344,6 +373,10 @@ impl State {
 
     /// Forgets tombstones that every cursor has passed, and the oldest beyond the cap.
     fn trim_tombstones(&mut self) {
+        if self.tombstones.is_empty() {
+            // Most of the time; and there may be a thousand cursors to compare.
+            return;
+        }
         let slowest = self.cursors.values().map(|c| c.at).min().unwrap_or(self.head);
         let slowest = if is_on(SeededBug::TombstonePurged) { self.head } else { slowest };
         while let Some(&oldest) = self.tombstones.first() {
@@ -358,6 +391,10 @@ impl State {
                 self.purged = oldest;
             }
         }
+    }
+
+    fn admits(&self, owner: &str) -> bool {
+        self.readers.as_ref().is_none_or(|readers| readers.contains(owner))
     }
 
     /// A seeded bug's question.
@@ -397,6 +434,22 @@ pub enum Next {
     AtHead,
     /// Deletions that this subscription hasn't passed were forgotten: begin again with the whole set.
     Resync,
+}
+
+/// Somebody who is woken at every change of a view; dropping it ends that.
+#[derive(Debug)]
+#[must_use = "nobody is woken once it is dropped"]
+pub struct Watching {
+    view: Arc<View>,
+    id: u64,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let waker = self.view.watchers().remove(&self.id);
+        // Whatever it holds is let go of outside of the lock.
+        drop(waker);
+    }
 }
 
 /// One consumer's place in a view. Dropping it lets go of the tombstones kept for it.
@@ -460,7 +513,7 @@ impl Subscription {
     pub fn resume(&mut self, root: &Hash32) -> bool {
         let view = self.view.clone();
         let mut state = view.lock();
-        let equal = state.ready && *root == state.summary().root;
+        let equal = state.admits(&self.owner) && state.ready && *root == state.summary().root;
         if equal && is_on(SeededBug::EqualThenCursor) {
             self.late = true;
         } else if equal {
@@ -476,7 +529,8 @@ impl Subscription {
         let view = self.view.clone();
         let mut state = view.lock();
         let scope = state.digest.differing(level, hashes)?;
-        let head = state.head;
+        // In a view that isn't ours any more its head means nothing: everything is sent then.
+        let head = if state.admits(&self.owner) { state.head } else { 0 };
         self.place_at(&mut state, head);
         self.walk = Some(Walk { scope: scope.clone(), position: None });
         Some(scope)
@@ -527,6 +581,11 @@ impl Subscription {
         self.ahead.clear();
     }
 
+    /// Whether everything up to a version was handed out.
+    pub fn has_passed(&self, version: u64) -> bool {
+        version <= self.cursor
+    }
+
     /// How many keys are behind the cursor, at most `max`.
     pub fn behind(&self, max: usize) -> usize {
         let state = self.view.lock();
@@ -537,6 +596,9 @@ impl Subscription {
     pub fn take_next(&mut self) -> Next {
         let view = self.view.clone();
         let mut state = view.lock();
+        if !state.admits(&self.owner) {
+            return Next::AtHead;
+        }
         if std::mem::take(&mut self.late) {
             self.cursor = state.head;
         }
@@ -566,7 +628,13 @@ impl Subscription {
                 self.pass = Some(Pass { target: state.head, position: None, plan: state.plan(self.cursor) });
             }
             match self.advance(&state) {
-                Some(change) => return Next::Change(change),
+                Some(change) => {
+                    // With its last change a pass is over: nobody has to ask only to hear that.
+                    if self.pass.as_ref().and_then(|p| p.plan.as_ref()).is_some_and(BTreeSet::is_empty) {
+                        self.end_pass(&mut state);
+                    }
+                    return Next::Change(change);
+                }
                 None => self.end_pass(&mut state),
             }
             if is_on(SeededBug::BookmarkBeforeTail) {
@@ -579,6 +647,9 @@ impl Subscription {
     /// One step under the view's lock: what a bookmark may say.
     pub fn bookmark(&self) -> Option<Summary> {
         let mut state = self.view.lock();
+        if !state.admits(&self.owner) {
+            return None;
+        }
         let ready = state.ready || is_on(SeededBug::EmptyBookmark);
         let passed = self.cursor >= state.head || is_on(SeededBug::BookmarkBeforeTail);
         (ready && self.walk.is_none() && self.pass.is_none() && passed).then(|| state.summary())
@@ -654,7 +725,10 @@ impl Subscription {
         let Some(pass) = self.pass.take() else { return };
         self.cursor = if is_on(SeededBug::CursorToHead) { state.head } else { pass.target };
         self.ahead.retain(|_, version| *version > pass.target);
-        state.cursors.insert(self.id, self.place());
+        match state.cursors.get_mut(&self.id) {
+            Some(place) => place.at = self.cursor,
+            None => drop(state.cursors.insert(self.id, self.place())),
+        }
         state.trim_tombstones();
     }
 }

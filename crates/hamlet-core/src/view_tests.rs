@@ -31,6 +31,51 @@ fn a_subscription_gets_the_state_in_key_order_then_changes_at_their_latest() {
 }
 
 #[test]
+fn who_watches_a_view_is_woken_at_every_change_until_it_lets_go() {
+    #[derive(Default)]
+    struct Count(AtomicU64);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Count>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (view, v) = (View::new("t"), VersionCounter::default());
+    let counts = [Arc::new(Count::default()), Arc::new(Count::default())];
+    let woken = || counts.each_ref().map(|c| c.0.load(Ordering::Relaxed));
+    let [first, second] = counts.each_ref().map(|c| view.watched_by(c.clone().into()));
+    view.set(&wanted(&[("a", "1")]), false, &v);
+    assert_eq!(woken(), [1, 1]);
+    view.set(&wanted(&[("a", "1")]), true, &v);
+    assert_eq!(woken(), [2, 2], "that it is ready is a change as well");
+    view.set(&wanted(&[("a", "1")]), true, &v);
+    assert_eq!(woken(), [2, 2], "nothing changed");
+    drop(first);
+    view.put(Arc::new(Offer::new("t", "b", Bytes::from_static(b"1"))), &v);
+    view.remove("b", &v);
+    assert_eq!(woken(), [2, 4]);
+    drop(second);
+    assert_eq!(Arc::strong_count(&counts[1]), 1, "its waker is gone");
+}
+
+#[test]
+fn with_its_last_change_a_pass_is_over() {
+    let (view, v) = (View::new("t"), VersionCounter::default());
+    view.set(&wanted(&[("a", "1"), ("b", "1")]), true, &v);
+    let mut sub = view.subscribe("p");
+    assert!(matches!(sub.take_next(), Next::Change(_)));
+    assert!(!sub.is_at_head() && sub.bookmark().is_none(), "one is left");
+    assert!(matches!(sub.take_next(), Next::Change(_)));
+    assert!(sub.is_at_head() && sub.bookmark().is_some());
+    // What came during a pass is another pass.
+    view.set(&wanted(&[("a", "2"), ("b", "2")]), true, &v);
+    assert!(matches!(sub.take_next(), Next::Change(_)));
+    view.set(&wanted(&[("a", "3"), ("b", "2")]), true, &v);
+    assert!(matches!(sub.take_next(), Next::Change(_)));
+    assert!(!sub.is_at_head());
+    assert_eq!(drain(&mut sub), ["a=3"]);
+}
+
+#[test]
 fn a_fresh_subscription_is_not_told_of_deletions_before_its_time() {
     let (view, v) = (View::new("t"), VersionCounter::default());
     view.set(&wanted(&[("a", "1"), ("b", "1")]), true, &v);

@@ -153,7 +153,7 @@ fn standing(
         Change::Trust => Standing::Unproven,
         Change::Routes => match shared.egress.load().successor(&route) {
             None => Standing::Withdrawn,
-            Some(now) if now.sans.contains(&proven.id) => Standing::Good,
+            Some(now) if now.sans.iter().any(|san| proven.id == *san) => Standing::Good,
             Some(_) => Standing::Unproven,
         },
     })

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hamlet_core::{CallerForm, Fqdn};
+use hamlet_core::{CallerForm, Fqdn, SpiffeId};
 use hamlet_identity::{HelloError, ProvenPeer, Role, SilentPlace, hello_name, proven_client, read_hello};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +28,8 @@ pub(crate) struct Admitted {
     pub(crate) sni: Fqdn,
     pub(crate) route: Arc<IngressRoute>,
     pub(crate) proven: ProvenPeer,
+    /// The id that it proved.
+    pub(crate) caller: SpiffeId,
     pub(crate) guard: Guard,
     pub(crate) open: Arc<Open>,
 }
@@ -113,6 +115,10 @@ fn prove(
     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let proven = proven_client(&shared.trust, Some(&chain), Role::Gateway)
         .map_err(|error| Refused(Outcome::HandshakeFailed, error.to_string()))?;
+    // Gateways prove SPIFFE ids only: that is what the service behind is told.
+    let Some(caller) = proven.id.spiffe().cloned() else {
+        return Err(Refused(Outcome::HandshakeFailed, format!("{} proves no SPIFFE id", proven.peer)));
+    };
     let table = shared.ingress.load();
     let Some(route) = table.route(&sni).cloned() else {
         return Err(Refused(Outcome::UnknownSni, format!("nothing is served as {sni} any more")));
@@ -138,7 +144,7 @@ fn prove(
         })
     };
     let guard = Guard::new(changes, shared.config.drain, &shared.spawner.shutdown(), standing);
-    Ok(Admitted { stream, from, sni, route, proven, guard, open })
+    Ok(Admitted { stream, from, sni, route, proven, caller, guard, open })
 }
 
 async fn serve(shared: &Arc<Shared>, admitted: Admitted, local: SocketAddr) -> Outcome {
@@ -146,7 +152,7 @@ async fn serve(shared: &Arc<Shared>, admitted: Admitted, local: SocketAddr) -> O
     let outcome = match admitted.route.instance.caller {
         CallerForm::HttpHeader => guard.run(ingress_http::serve(shared.clone(), admitted)).await,
         CallerForm::ProxyV2 => {
-            let header = proxy_v2::header(admitted.from, local, &admitted.proven.id);
+            let header = proxy_v2::header(admitted.from, local, &admitted.caller);
             guard.run(bytes(shared, admitted, header)).await
         }
         CallerForm::None => guard.run(bytes(shared, admitted, Vec::new())).await,

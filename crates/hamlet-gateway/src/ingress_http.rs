@@ -35,13 +35,13 @@ struct Proxy {
 
 /// Serves the requests of one connection.
 pub(crate) async fn serve(shared: Arc<Shared>, admitted: Admitted) -> Outcome {
-    let Admitted { stream, sni, route, proven, guard, open, .. } = admitted;
+    let Admitted { stream, sni, route, caller, guard, open, .. } = admitted;
     let (received, sent) = shared.metrics.bytes(ListenerKind::Ingress);
     let idle = shared.config.idle_timeout;
     let draining = guard.draining.clone();
     let tasks = Tasks { spawner: shared.spawner.clone(), name: "gateway/ingress/http" };
     let pool = Pool::new(shared.clock.clone());
-    let proxy = Arc::new(Proxy { shared, sni, route, caller: proven.id, guard, open, pool });
+    let proxy = Arc::new(Proxy { shared, sni, route, caller, guard, open, pool });
     let respond = move |request| {
         let proxy = proxy.clone();
         async move {

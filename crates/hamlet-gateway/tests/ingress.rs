@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::*;
 use hamlet_core::{CallerForm, Protocol};
 use hamlet_gateway::{GatewayConfig, Limits, ListenerKind, Outcome};
+use hamlet_identity::{Lenience, RevocationLists, RevocationPolicy};
 use hamlet_testkit::pki::{DAY, LeafSpec, TestCa};
 use hamlet_testkit::tls::{old_client, stranger_client};
 use hamlet_testkit::{GENEROUS, eventually};
@@ -489,6 +490,43 @@ async fn a_peer_that_is_no_longer_proven_is_cut_and_others_are_not() {
     until_end(&mut initech).await;
     owner.mesh.ended(IN, Outcome::Unproven, 2).await;
     owner.refused_by_all().await;
+}
+
+#[tokio::test]
+async fn a_revoked_gateway_loses_its_connections_and_an_outdated_list_lets_nobody_in() {
+    let owner = owner().await;
+    let (ca, leaf) = (&owner.globex, owner.globex.gateway());
+    let believe = |crl: String, policy| {
+        let mut trust = ca.trust_as("globex");
+        let lists = RevocationLists::read(crl.as_bytes(), policy).unwrap();
+        trust.revoked = Some(Arc::new(lists));
+        owner.mesh.trust.replace(vec![trust]).unwrap();
+    };
+    let connect = || tls(owner.mesh.ingress(), stranger_client(Some(&leaf), &[]), NAME);
+    let strict = RevocationPolicy::default();
+    believe(ca.crl(&[&ca.gateway()], DAY), strict);
+    let mut live = connect().await.unwrap();
+    ping(&mut live, "one").await.unwrap();
+    // Another certificate is revoked as well: nobody else is cut.
+    believe(ca.crl(&[&ca.gateway(), &ca.agent()], DAY), strict);
+    ping(&mut live, "two").await.unwrap();
+    believe(ca.crl(&[&leaf], DAY), strict);
+    until_end(&mut live).await;
+    owner.mesh.ended(IN, Outcome::Unproven, 1).await;
+    let refused = || async {
+        match connect().await {
+            Ok(stream) => call(stream, "hello").await.unwrap_or_default().is_empty(),
+            Err(_) => true,
+        }
+    };
+    assert!(refused().await);
+    assert_eq!(owner.mesh.trust.failures().latest().unwrap().rule, "revoked");
+
+    believe(ca.crl(&[], -60), strict);
+    assert!(refused().await);
+    assert_eq!(owner.mesh.trust.failures().latest().unwrap().rule, "revocation-unknown");
+    believe(ca.crl(&[], -60), RevocationPolicy { stale: Lenience::Accept, ..strict });
+    assert!(!refused().await);
 }
 
 impl Owner {

@@ -324,7 +324,7 @@ impl World {
         let mesh = &self.meshes[peer];
         ProvenPeer {
             peer: peer_name(mesh.name),
-            id: mesh.id.clone(),
+            id: mesh.id.clone().into(),
             role: Role::Agent,
             fingerprint: [0; 32],
             not_after: Duration::MAX,

@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use hamlet_core::TrustDomain;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, Der, TrustAnchor};
 use sha2::{Digest, Sha256};
 
+use crate::constraints::{self, UriConstraints};
 use crate::files::PEM_BYTES_MAX;
-use crate::inspect::inspect;
+use crate::inspect::{Inspected, inspect};
+use crate::trust::Fingerprint;
+use crate::verify::NOT_BEFORE_SKEW;
 
 /// Most CA certificates in one bundle. Rotation needs two or three.
 pub const ANCHORS_MAX: usize = 16;
@@ -47,11 +50,10 @@ pub enum BundleError {
     )]
     NoCertSign { at: usize, subject: String },
     #[error(
-        "certificate {at} of the bundle ({subject}) has name constraints for URIs; the verifier does not \
-         support those, so every certificate under this CA would be refused; ask the peer for a CA without \
-         them (its ids are restricted to its trust domain here anyway)"
+        "the name constraints of certificate {at} of the bundle ({subject}) can't be honoured: {reason}; ask \
+         the peer for a CA without them (its ids are restricted to its trust domain here anyway)"
     )]
-    NameConstraints { at: usize, subject: String },
+    NameConstraints { at: usize, subject: String, reason: String },
     #[error(
         "certificate {at} of the bundle ({subject}) has {key}; use ECDSA P-256 or P-384, Ed25519, or RSA of \
          2048 bits or more"
@@ -95,6 +97,22 @@ pub struct TrustBundle {
     domain: TrustDomain,
     anchors: Vec<Anchor>,
     parsed: Vec<TrustAnchor<'static>>,
+    rules: Vec<AnchorRules>,
+}
+
+/// What an anchor demands that the path library doesn't check.
+#[derive(Debug, Clone)]
+pub(crate) struct AnchorRules {
+    /// Which hosts it may name in URIs.
+    pub(crate) uris: UriConstraints,
+    /// How many intermediates may stand below it.
+    pub(crate) path_len: Option<u32>,
+    /// Begin of its validity, since the epoch.
+    not_before: Duration,
+    /// End of its validity, since the epoch.
+    pub(crate) not_after: Duration,
+    /// It is a leaf that a fingerprint names: nothing stands below it.
+    pinned: bool,
 }
 
 impl PartialEq for TrustBundle {
@@ -108,6 +126,16 @@ impl TrustBundle {
     /// that a file with comments or CRLs is fine. An expired CA is kept (it may stand beside its
     /// successor) but proves nothing.
     pub fn from_pem(domain: TrustDomain, pem: &[u8]) -> Result<TrustBundle, BundleError> {
+        TrustBundle::from_pem_pinned(domain, pem, &[])
+    }
+
+    /// The same for a peer that is known by fingerprint: a certificate with one of `pinned` may
+    /// stand in it without being a CA. It then proves itself and nobody else.
+    pub fn from_pem_pinned(
+        domain: TrustDomain,
+        pem: &[u8],
+        pinned: &[Fingerprint],
+    ) -> Result<TrustBundle, BundleError> {
         if pem.len() > PEM_BYTES_MAX {
             return Err(BundleError::TooLarge(pem.len()));
         }
@@ -122,14 +150,23 @@ impl TrustBundle {
             }
             ders.push(der);
         }
-        TrustBundle::from_ders(domain, ders)
+        TrustBundle::from_parts(domain, ders, pinned)
     }
 
     /// The certificates, in that order and each once, as the CAs of `domain`: the same rules as
     /// for [`Self::from_pem`].
     pub fn from_ders(
         domain: TrustDomain,
+        ders: Vec<CertificateDer<'static>>,
+    ) -> Result<TrustBundle, BundleError> {
+        TrustBundle::from_parts(domain, ders, &[])
+    }
+
+    /// What both have in common: from here on the format doesn't matter.
+    fn from_parts(
+        domain: TrustDomain,
         given: Vec<CertificateDer<'static>>,
+        pinned: &[Fingerprint],
     ) -> Result<TrustBundle, BundleError> {
         let mut ders: Vec<CertificateDer<'static>> = Vec::new();
         for der in given {
@@ -143,13 +180,14 @@ impl TrustBundle {
         if ders.len() > ANCHORS_MAX {
             return Err(BundleError::TooMany);
         }
-        let (mut anchors, mut parsed) = (Vec::new(), Vec::new());
+        let (mut anchors, mut parsed, mut rules) = (Vec::new(), Vec::new(), Vec::new());
         for (index, der) in ders.into_iter().enumerate() {
-            let (anchor, trust) = read_anchor(&domain, index + 1, der)?;
+            let (anchor, trust, rule) = read_anchor(&domain, index + 1, der, pinned)?;
             anchors.push(anchor);
             parsed.push(trust);
+            rules.push(rule);
         }
-        Ok(TrustBundle { domain, anchors, parsed })
+        Ok(TrustBundle { domain, anchors, parsed, rules })
     }
 
     /// The trust domain these CAs speak for.
@@ -172,19 +210,18 @@ impl TrustBundle {
         self.anchors.iter().map(|a| a.not_after).min().unwrap_or_default()
     }
 
-    /// The anchors that have not expired at `now`.
-    pub(crate) fn usable(&self, now: Duration) -> Vec<TrustAnchor<'_>> {
-        let pairs = self.anchors.iter().zip(&self.parsed);
-        pairs.filter(|(anchor, _)| anchor.not_after >= now).map(|(_, parsed)| parsed.clone()).collect()
+    /// The CAs that are valid at `now`, and beside each what it demands.
+    pub(crate) fn usable(&self, now: Duration) -> (Vec<TrustAnchor<'_>>, Vec<&AnchorRules>) {
+        let valid = |rules: &AnchorRules| {
+            !rules.pinned && rules.not_after >= now && rules.not_before <= now + NOT_BEFORE_SKEW
+        };
+        let both = self.parsed.iter().zip(&self.rules).filter(|(_, rules)| valid(rules));
+        both.map(|(parsed, rules)| (parsed.clone(), rules)).unzip()
     }
 
-    /// When the anchor with this name and key expires.
-    pub(crate) fn anchor_not_after(&self, used: &TrustAnchor<'_>) -> Duration {
-        let same = |p: &TrustAnchor<'_>| {
-            p.subject == used.subject && p.subject_public_key_info == used.subject_public_key_info
-        };
-        let pairs = self.anchors.iter().zip(&self.parsed);
-        pairs.filter(|(_, p)| same(p)).map(|(a, _)| a.not_after).max().unwrap_or_default()
+    /// Whether this very certificate stands in the bundle as a leaf that proves itself.
+    pub(crate) fn pins(&self, der: &CertificateDer<'_>) -> bool {
+        self.anchors.iter().zip(&self.rules).any(|(anchor, rules)| rules.pinned && anchor.der == *der)
     }
 }
 
@@ -192,23 +229,51 @@ fn read_anchor(
     domain: &TrustDomain,
     at: usize,
     der: CertificateDer<'static>,
-) -> Result<(Anchor, TrustAnchor<'static>), BundleError> {
+    pinned: &[Fingerprint],
+) -> Result<(Anchor, TrustAnchor<'static>, AnchorRules), BundleError> {
     let cert = inspect(&der).map_err(|reason| BundleError::Malformed { at, reason })?;
+    let fingerprint: Fingerprint = Sha256::digest(&der).into();
+    let pinned = !cert.is_ca && pinned.contains(&fingerprint);
+    if !pinned {
+        check_anchor(domain, at, &cert)?;
+    }
+    if let Some(oid) = &cert.unknown_critical {
+        let reason = format!("nobody here understands its critical extension {oid}");
+        return Err(BundleError::Malformed { at, reason });
+    }
     let subject = cert.subject;
+    if let Some(key) = cert.bad_key {
+        return Err(BundleError::Key { at, subject, key });
+    }
+    // A key that can't be written down is one that can't verify anything either.
+    crate::spiffe::jwk_members(&der).map_err(|reason| BundleError::Malformed { at, reason })?;
+    let mut trust = webpki::anchor_from_trusted_cert(&der)
+        .map_err(|e| BundleError::Malformed { at, reason: e.to_string() })?
+        .to_owned();
+    let mut uris = UriConstraints::default();
+    if let Some(content) = &trust.name_constraints {
+        let split = constraints::split(content).map_err(|reason| BundleError::NameConstraints {
+            at,
+            subject: subject.clone(),
+            reason,
+        })?;
+        uris = split.uris;
+        trust.name_constraints = split.rest.map(Der::from);
+    }
+    let (path_len, not_before, not_after) = (cert.path_len, cert.not_before, cert.not_after);
+    let rules = AnchorRules { uris, path_len, not_before, not_after, pinned };
+    Ok((Anchor { der, subject, fingerprint, not_after }, trust, rules))
+}
+
+/// What only a CA must keep.
+fn check_anchor(domain: &TrustDomain, at: usize, cert: &Inspected) -> Result<(), BundleError> {
+    let subject = cert.subject.clone();
     if !cert.is_ca {
         return Err(BundleError::NotCa { at, subject });
     }
     if cert.key_usage.is_some_and(|usage| !usage.key_cert_sign) {
         return Err(BundleError::NoCertSign { at, subject });
     }
-    if cert.constrains_uris {
-        return Err(BundleError::NameConstraints { at, subject });
-    }
-    if let Some(key) = cert.bad_key {
-        return Err(BundleError::Key { at, subject, key });
-    }
-    // A key that can't be written down is one that can't verify anything either.
-    crate::spiffe::jwk_members(&der).map_err(|reason| BundleError::Malformed { at, reason })?;
     // A CA may say whose it is (X509-SVID, 4.1). Where it says so it must be the right one.
     for uri in cert.uris.iter().filter(|uri| uri.starts_with("spiffe://")) {
         let found = uri.trim_start_matches("spiffe://").split('/').next().unwrap_or_default();
@@ -217,9 +282,5 @@ fn read_anchor(
             return Err(BundleError::OtherDomain { at, found, expected: domain.clone() });
         }
     }
-    let trust = webpki::anchor_from_trusted_cert(&der)
-        .map_err(|e| BundleError::Malformed { at, reason: e.to_string() })?
-        .to_owned();
-    let fingerprint = Sha256::digest(&der).into();
-    Ok((Anchor { der, subject, fingerprint, not_after: cert.not_after }, trust))
+    Ok(())
 }

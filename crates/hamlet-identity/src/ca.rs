@@ -21,8 +21,9 @@ use time::OffsetDateTime;
 
 use crate::files::{FileError, private_folder, read_key, read_public, refuse_existing, write_new};
 use crate::inspect::{Inspected, inspect};
+use crate::refused::time_text;
 use crate::tls::provider;
-use crate::verify::{NOT_BEFORE_SKEW, time_text};
+use crate::verify::NOT_BEFORE_SKEW;
 
 /// File name of the CA certificate: the trust bundle to give to peers.
 pub const CA_CERT_FILE: &str = "ca.pem";

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use hamlet_core::{PeerName, SpiffeId};
+use hamlet_core::SpiffeId;
 use hamlet_runtime::Clock;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -18,7 +18,6 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::bundle::TrustBundle;
 use crate::files::{FileError, read_key, read_public};
 use crate::local::LocalIdentity;
 use crate::tls::provider;
@@ -84,24 +83,21 @@ pub fn web_endpoint_client(roots: Option<&Path>) -> Result<Arc<ClientConfig>, En
     Ok(Arc::new(config))
 }
 
-/// For asking an `https_spiffe` endpoint of `peer` that must prove exactly `id`, by `bundle` alone. The
-/// name it is dialled by doesn't matter.
+/// For asking an `https_spiffe` endpoint that must prove exactly `id`, by what proves the peer of its
+/// trust domain alone: that peer's bundle, and what it has revoked. The name it is dialled by doesn't
+/// matter.
 pub fn spiffe_endpoint_client(
-    peer: &PeerName,
+    proves: &PeerTrust,
     id: &SpiffeId,
-    bundle: Arc<TrustBundle>,
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<ClientConfig>, EndpointTlsError> {
     // A table of its own with the one entry, so that the one verification function decides.
     let trust = TrustTable::new(clock);
-    trust.replace(vec![PeerTrust {
-        peer: peer.clone(),
-        trust_domain: id.trust_domain().clone(),
-        bundle,
-        agent_ids: vec![id.clone()],
-        gateway_ids: Vec::new(),
-    }])?;
-    let verifier = PeerServerVerifier { trust, role: Role::Agent, peer: peer.clone(), sans: None };
+    let peer = proves.peer.clone();
+    let mut only = PeerTrust::new(peer.clone(), proves.bundle.clone(), vec![id.clone()], Vec::new());
+    only.revoked.clone_from(&proves.revoked);
+    trust.replace(vec![only])?;
+    let verifier = PeerServerVerifier { trust, role: Role::Agent, peer, sans: None };
     let mut config = ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider is ours and has TLS 1.3 suites")

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::refused::VerifyError;
 use crate::trust::Role;
-use crate::verify::VerifyError;
 
 /// How many refusals are kept.
 pub const RECENT_FAILURES_MAX: usize = 32;

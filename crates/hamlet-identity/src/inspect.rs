@@ -7,15 +7,17 @@
 use std::time::Duration;
 
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::{BasicConstraints, GeneralName, ParsedExtension, X509Extension};
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
-    OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_KEY_USAGE,
-    OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME, Oid,
+    OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_CERTIFICATE_POLICIES, OID_X509_EXT_EXTENDED_KEY_USAGE,
+    OID_X509_EXT_KEY_USAGE, OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME, Oid,
 };
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
+
+use crate::der::element;
 
 /// Smallest RSA modulus we accept, in bits.
 pub(crate) const RSA_BITS_MIN: usize = 2048;
@@ -52,8 +54,16 @@ pub(crate) struct Inspected {
     pub(crate) is_ca: bool,
     pub(crate) key_usage: Option<KeyUsageBits>,
     pub(crate) purposes: Option<Purposes>,
+    /// `pathLenConstraint` of BasicConstraints.
+    pub(crate) path_len: Option<u32>,
     /// Whether its name constraints say anything about URIs.
     pub(crate) constrains_uris: bool,
+    /// What is wrong with its serial number (RFC 5280, 4.1.2.2), if anything.
+    pub(crate) bad_serial: Option<&'static str>,
+    /// A critical extension that nobody here understands, if any.
+    pub(crate) unknown_critical: Option<String>,
+    /// Since the epoch; times before it count as zero.
+    pub(crate) not_before: Duration,
     /// Since the epoch; times before it count as zero.
     pub(crate) not_after: Duration,
     /// Why the key isn't one of the allowed kinds, if so.
@@ -73,10 +83,14 @@ pub(crate) fn inspect(der: &[u8]) -> Result<Inspected, String> {
         self_issued: cert.subject().as_raw() == cert.issuer().as_raw(),
         uris,
         dns,
-        is_ca: is_ca(&cert)?,
+        is_ca: basic_constraints(&cert)?.is_some_and(|b| b.ca),
+        path_len: basic_constraints(&cert)?.and_then(|b| b.path_len_constraint),
         key_usage: key_usage(&cert)?,
         purposes: purposes(&cert)?,
         constrains_uris: constrains_uris(&cert)?,
+        bad_serial: bad_serial(cert.raw_serial()),
+        unknown_critical: unknown_critical(&cert),
+        not_before: since_epoch(cert.validity().not_before.timestamp()),
         not_after: since_epoch(cert.validity().not_after.timestamp()),
         bad_key: bad_key(cert.public_key()),
     })
@@ -122,6 +136,11 @@ fn names(cert: &X509Certificate<'_>) -> Result<(Vec<String>, Vec<String>), Strin
     let ParsedExtension::SubjectAlternativeName(san) = parsed else {
         return Err(format!("its {WHAT} extension can't be read"));
     };
+    // The parser takes a string in pieces (BER) for a name, and overlooks what follows the names.
+    let whole = cert.extensions().iter().find(|e| e.oid == OID_X509_EXT_SUBJECT_ALT_NAME);
+    if !whole.is_some_and(|e| names_are_der(e.value)) {
+        return Err(format!("its {WHAT} extension isn't DER"));
+    }
     for name in &san.general_names {
         match name {
             GeneralName::URI(uri) => uris.push((*uri).to_owned()),
@@ -134,12 +153,53 @@ fn names(cert: &X509Certificate<'_>) -> Result<(Vec<String>, Vec<String>), Strin
     Ok((uris, dns))
 }
 
-fn is_ca(cert: &X509Certificate<'_>) -> Result<bool, String> {
+/// Whether these are the elements that GeneralNames has, each in its one form.
+fn names_are_der(mut value: &[u8]) -> bool {
+    const SEQUENCE: u8 = 0x30;
+    const TAGS: [u8; 9] = [0xa0, 0x81, 0x82, 0xa3, 0xa4, 0xa5, 0x86, 0x87, 0x88];
+    let Ok((SEQUENCE, mut names)) = element(&mut value) else { return false };
+    while !names.is_empty() {
+        match element(&mut names) {
+            Ok((tag, _)) if TAGS.contains(&tag) => {}
+            _ => return false,
+        }
+    }
+    value.is_empty()
+}
+
+fn basic_constraints<'c>(cert: &'c X509Certificate<'_>) -> Result<Option<&'c BasicConstraints>, String> {
     match extension(cert, &OID_X509_EXT_BASIC_CONSTRAINTS, "basic constraints")? {
-        None => Ok(false),
-        Some(ParsedExtension::BasicConstraints(constraints)) => Ok(constraints.ca),
+        None => Ok(None),
+        Some(ParsedExtension::BasicConstraints(constraints)) => Ok(Some(constraints)),
         Some(_) => Err("its basic constraints extension can't be read".to_owned()),
     }
+}
+
+/// A serial number is positive and has at most 20 octets.
+fn bad_serial(serial: &[u8]) -> Option<&'static str> {
+    const OCTETS_MAX: usize = 20;
+    match serial {
+        [] => Some("its serial number is empty"),
+        [first, ..] if *first >= 0x80 => Some("its serial number is negative"),
+        all if all.iter().all(|b| *b == 0) => Some("its serial number is zero"),
+        all if all.len() > OCTETS_MAX => Some("its serial number is longer than 20 octets"),
+        _ => None,
+    }
+}
+
+/// The path library refuses such an extension in what is presented, but passes it over in an
+/// anchor. Policies are known: without a policy asked for they demand nothing.
+fn unknown_critical(cert: &X509Certificate<'_>) -> Option<String> {
+    let known = [
+        OID_X509_EXT_BASIC_CONSTRAINTS,
+        OID_X509_EXT_KEY_USAGE,
+        OID_X509_EXT_EXTENDED_KEY_USAGE,
+        OID_X509_EXT_NAME_CONSTRAINTS,
+        OID_X509_EXT_SUBJECT_ALT_NAME,
+        OID_X509_EXT_CERTIFICATE_POLICIES,
+    ];
+    let strange = |e: &&X509Extension<'_>| e.critical && !known.contains(&e.oid);
+    cert.extensions().iter().find(strange).map(|e| e.oid.to_id_string())
 }
 
 fn key_usage(cert: &X509Certificate<'_>) -> Result<Option<KeyUsageBits>, String> {

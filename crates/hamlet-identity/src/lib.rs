@@ -7,7 +7,8 @@
 //!
 //! - a certificate is checked against the bundle of *one* peer; roots are never pooled;
 //! - the id in its single URI SAN must lie in that peer's trust domain and be one of the exact
-//!   ids configured for the role it plays;
+//!   ids configured for the role it plays; a peer without SPIFFE ids is configured by exact DNS
+//!   name or fingerprint instead;
 //! - anything missing, doubled, unreadable or unknown is refused (nothing fails open);
 //! - TLS 1.3 only, client certificates always; agents resume no session, and gateways only within
 //!   one epoch of trust, proving the peer again after every handshake (a resumed one skips the verifier).
@@ -17,6 +18,9 @@
 
 mod bundle;
 pub mod ca;
+mod constraints;
+mod crl;
+mod der;
 mod endpoint;
 mod failures;
 mod files;
@@ -24,6 +28,9 @@ mod hello;
 mod inspect;
 mod local;
 mod minter;
+mod path;
+pub mod peering;
+mod refused;
 mod silent;
 mod spiffe;
 mod tickets;
@@ -37,6 +44,7 @@ pub mod workload;
 
 pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
+pub use crl::{CRL_BYTES_MAX, CRLS_MAX, CrlError, Lenience, ListedCrl, RevocationLists, RevocationPolicy};
 pub use endpoint::{
     EndpointLeaf, EndpointTlsError, WebLeaf, endpoint_server, spiffe_endpoint_client, web_endpoint_client,
 };
@@ -45,6 +53,7 @@ pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity};
 pub use minter::{MINTED_MAX, SniMinter};
+pub use refused::VerifyError;
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
 pub use spiffe::{
     ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BUNDLE_KEYS_MAX, BundleChange, BundleRefusal, Channel,
@@ -53,12 +62,15 @@ pub use spiffe::{
 pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,
-    gateway_server_config, provider,
+    gateway_server_config, peer_server_name, provider,
 };
-pub use trust::{PeerTrust, ProvenPeer, Role, TrustError, TrustTable};
+pub use trust::{
+    Fingerprint, ForeignIdentity, PeerTrust, ProvenId, ProvenPeer, Role, TrustError, TrustTable,
+    fingerprint_of, fingerprint_text,
+};
 pub use validity::Validity;
 pub use verify::{
-    CHAIN_MAX, Expect, NOT_BEFORE_SKEW, Usage, VerifyError, proven_client, proven_server, verify_peer_chain,
+    CHAIN_MAX, Expect, NOT_BEFORE_SKEW, Usage, proven_client, proven_server, verify_peer_chain,
 };
 pub use watch::IdentityWatch;
 pub use workload::WorkloadApi;

@@ -22,8 +22,9 @@ use tokio::sync::watch;
 use crate::ca::PemPair;
 use crate::files::{FileError, read_key, read_public};
 use crate::inspect::inspect;
+use crate::refused::{VerifyError, time_text};
 use crate::tls::provider;
-use crate::verify::{CHAIN_MAX, Usage, VerifyError, check_leaf, time_text};
+use crate::verify::{CHAIN_MAX, Usage, check_leaf};
 
 /// Why a certificate and its key can't be our identity.
 #[derive(Debug, thiserror::Error)]

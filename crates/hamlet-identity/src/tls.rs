@@ -17,7 +17,7 @@ use rustls_pki_types::{DnsName, ServerName};
 use crate::local::LocalIdentity;
 use crate::minter::SniMinter;
 use crate::tickets::{EpochTickets, TICKETS_SENT};
-use crate::trust::{Role, TrustTable};
+use crate::trust::{ForeignIdentity, PeerTrust, Role, TrustTable};
 use crate::verifier::{PeerClientVerifier, PeerServerVerifier};
 
 /// ALPN of agent streams: gRPC is HTTP/2.
@@ -84,6 +84,17 @@ pub fn gateway_client_config(
         sans: Some(sans.to_vec()),
     };
     client_config(identity, verifier, Vec::new())
+}
+
+/// The server name for dialling a peer's agent: the DNS name that it proves, else as
+/// [`agent_server_name`].
+pub fn peer_server_name(trust: &PeerTrust) -> ServerName<'static> {
+    let named = match &trust.foreign {
+        Some(ForeignIdentity::Dns(names)) => names.first(),
+        _ => None,
+    };
+    let name = named.and_then(|name| DnsName::try_from(name.as_str().to_owned()).ok());
+    name.map_or_else(|| agent_server_name(&trust.trust_domain), ServerName::DnsName)
 }
 
 /// The server name for dialling an agent of `domain`. It is only a label on the wire: what is

@@ -12,9 +12,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::refused::VerifyError;
 use crate::tls::provider;
 use crate::trust::{Role, TrustTable};
-use crate::verify::{Expect, Usage, VerifyError, verify_peer_chain};
+use crate::verify::{Expect, Usage, verify_peer_chain};
 
 impl From<VerifyError> for rustls::Error {
     /// One alert for all rules: a stranger learns nothing from it. Our side keeps the whole text
@@ -41,15 +42,18 @@ pub(crate) struct PeerServerVerifier {
     pub(crate) sans: Option<Vec<SpiffeId>>,
 }
 
-fn whole_chain<'a>(leaf: &'a CertificateDer<'_>, above: &'a [CertificateDer<'_>]) -> Vec<CertificateDer<'a>> {
+pub(crate) fn whole_chain<'a>(
+    leaf: &'a CertificateDer<'_>,
+    above: &'a [CertificateDer<'_>],
+) -> Vec<CertificateDer<'a>> {
     std::iter::once(leaf).chain(above).map(|der| CertificateDer::from(der.as_ref())).collect()
 }
 
-fn tls12() -> rustls::Error {
+pub(crate) fn tls12() -> rustls::Error {
     rustls::Error::General("TLS 1.2 signatures are not accepted; both sides must use TLS 1.3".to_owned())
 }
 
-fn tls13(
+pub(crate) fn tls13(
     message: &[u8],
     cert: &CertificateDer<'_>,
     dss: &DigitallySignedStruct,

@@ -1,22 +1,21 @@
-//! What the configurations promise: TLS 1.3 with a client certificate or nothing, no pooled roots,
-//! no resumption, and removed trust that acts at once.
+//! What the configurations promise: TLS 1.3 with a client certificate or nothing, no resumption, and
+//! removed trust that acts at once. That roots are never pooled is in `matrix.rs`.
 
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
 use hamlet_identity::{
-    Expect, GatewayClients, Role, TrustTable, VerifyError, agent_client_config, agent_server_config,
-    agent_server_name, gateway_client_config, gateway_server_config, proven_client, proven_server,
-    refusal_in,
+    EndpointLeaf, Expect, GatewayClients, Lenience, PeerTrust, RevocationLists, RevocationPolicy, Role,
+    TrustTable, VerifyError, agent_client_config, agent_server_config, agent_server_name, endpoint_server,
+    gateway_client_config, gateway_server_config, proven_client, proven_server, refusal_in,
+    spiffe_endpoint_client,
 };
+use hamlet_runtime::SystemClock;
 use hamlet_testkit::pki::{LeafSpec, TestCa, TestLeaf, trust_table};
 use hamlet_testkit::tls::{Handshake, handshake, old_client, stranger_client, stranger_server};
 use rustls::HandshakeKind;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-const DOMAINS: [&str; 3] = ["acme.example", "globex.example", "initech.example"];
-const NAMES: [&str; 3] = ["acme", "globex", "initech"];
 
 fn peer(name: &str) -> PeerName {
     PeerName::parse(name).unwrap()
@@ -55,10 +54,13 @@ async fn two_agents_prove_each_other_over_http2() {
     assert_eq!(server.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let certs = server.get_ref().1.peer_certificates();
     let caller = proven_client(&m.at_acme, certs, Role::Agent).unwrap();
-    assert_eq!((caller.peer, caller.id, caller.role), (peer("globex"), m.globex.agent_id(), Role::Agent));
+    assert_eq!(
+        (caller.peer, caller.id, caller.role),
+        (peer("globex"), m.globex.agent_id().into(), Role::Agent)
+    );
     let certs = client.get_ref().1.peer_certificates();
     let owner = proven_server(&m.at_globex, certs, Role::Agent, Expect::Peer(&peer("acme"))).unwrap();
-    assert_eq!((owner.peer, owner.id), (peer("acme"), m.acme.agent_id()));
+    assert_eq!((owner.peer, owner.id), (peer("acme"), m.acme.agent_id().into()));
 }
 
 #[tokio::test]
@@ -116,6 +118,29 @@ async fn a_proven_agent_that_speaks_another_protocol_is_refused() {
 }
 
 #[tokio::test]
+async fn a_bundle_endpoint_proves_the_exact_id_asked_for_and_nothing_that_its_mesh_has_revoked() {
+    let acme = TestCa::new("acme.example");
+    let (revoked, other) = (acme.agent(), acme.agent());
+    let policy = RevocationPolicy { stale: Lenience::Refuse, unlisted: Lenience::Refuse };
+    let lists = RevocationLists::read(acme.crl(&[&revoked], 3600).as_bytes(), policy).unwrap();
+    let plain = acme.trust_as("acme");
+    let listed = PeerTrust { revoked: Some(Arc::new(lists)), ..plain.clone() };
+    let (id, gateway) = (acme.agent_id(), acme.gateway_id());
+    for (leaf, trust, id, rule) in [
+        (&revoked, &plain, &id, None),
+        (&other, &listed, &id, None),
+        (&revoked, &listed, &id, Some("revoked")),
+        (&other, &plain, &gateway, Some("not-listed")),
+        (&other, &TestCa::new("acme.example").trust_as("acme"), &id, Some("untrusted-issuer")),
+    ] {
+        let client = spiffe_endpoint_client(trust, id, SystemClock::shared()).unwrap();
+        let server = endpoint_server(EndpointLeaf::Spiffe(leaf.identity()));
+        let done = handshake(client, server, "any.example").await;
+        assert_eq!(done.client.err().as_ref().and_then(refused_by), rule);
+    }
+}
+
+#[tokio::test]
 async fn a_certificate_without_its_key_proves_nothing_on_either_side() {
     let m = meshes();
     let server = agent_server_config(&m.acme.agent().identity(), &m.at_acme);
@@ -129,38 +154,6 @@ async fn a_certificate_without_its_key_proves_nothing_on_either_side() {
         assert_eq!((done.server.is_ok(), done.client.is_ok()), (good, good));
         let done = handshake(client.clone(), stranger_server(&owner, &[b"h2"]), "x.example").await;
         assert_eq!((done.server.is_ok(), done.client.is_ok()), (good, good));
-    }
-}
-
-#[tokio::test]
-async fn only_the_diagonal_of_cas_and_trust_domains_passes() {
-    let cas: Vec<TestCa> = DOMAINS.iter().map(|domain| TestCa::new(domain)).collect();
-    let us = TestCa::new("home.example").agent().identity();
-    let peers = cas.iter().zip(NAMES).map(|(ca, name)| ca.trust_as(name)).collect();
-    let trust = trust_table(peers);
-    for (signer, ca) in cas.iter().enumerate() {
-        for (claimed, domain) in DOMAINS.iter().enumerate() {
-            let leaf = ca.leaf(LeafSpec::of(format!("spiffe://{domain}/agent")));
-            let diagonal = signer == claimed;
-            let server = agent_server_config(&us, &trust);
-            let done = handshake(stranger_client(Some(&leaf), &[b"h2"]), server, "home.example").await;
-            assert_eq!(done.is_ok(), diagonal, "CA of {} as {domain}, accepted", DOMAINS[signer]);
-            if let Err(error) = done.server {
-                assert_eq!(refused_by(&error), Some("untrusted-issuer"));
-            }
-            // Dialled as each of the three peers: the right CA, domain and peer together.
-            for (dialled, name) in NAMES.iter().enumerate() {
-                let client = agent_client_config(&us, &trust, &peer(name));
-                let done = handshake(client, stranger_server(&leaf, &[b"h2"]), "x.example").await;
-                let expected = diagonal && dialled == claimed;
-                assert_eq!(
-                    done.is_ok(),
-                    expected,
-                    "CA of {} as {domain}, dialled as {name}",
-                    DOMAINS[signer]
-                );
-            }
-        }
     }
 }
 

@@ -147,13 +147,9 @@ async fn events_alone_bring_a_swapped_symlink_in() {
 
 /// What a partner configures from the files that a CA writes.
 fn trust_from(ca: &LocalCa) -> PeerTrust {
-    PeerTrust {
-        peer: PeerName::parse("acme").unwrap(),
-        trust_domain: ca.trust_domain().clone(),
-        bundle: Arc::new(TrustBundle::from_pem(ca.trust_domain().clone(), ca.pem().as_bytes()).unwrap()),
-        agent_ids: vec![domain().id("agent").unwrap()],
-        gateway_ids: vec![domain().id("gateway").unwrap()],
-    }
+    let bundle = TrustBundle::from_pem(ca.trust_domain().clone(), ca.pem().as_bytes()).unwrap();
+    let id = |path: &str| vec![domain().id(path).unwrap()];
+    PeerTrust::new(PeerName::parse("acme").unwrap(), Arc::new(bundle), id("agent"), id("gateway"))
 }
 
 fn verify(

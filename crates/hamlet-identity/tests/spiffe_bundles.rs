@@ -15,6 +15,7 @@ use hamlet_identity::{
 use hamlet_testkit::pki::{CaSpec, KeyKind, TestCa};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 fn domain(text: &str) -> TrustDomain {
     TrustDomain::parse(text).unwrap()
@@ -219,6 +220,22 @@ fn a_document_with_a_bad_certificate_or_form_is_refused_and_its_neighbour_is_rea
         assert!(!error.contains('\n') && error.len() < 1024, "{what}: {error}");
         assert!(read(&neighbour).is_ok(), "the neighbour of {what}: {:?}", read(&neighbour));
     }
+}
+
+#[test]
+fn a_leaf_that_a_fingerprint_names_stands_in_pem_and_in_no_other_format() {
+    let ca = TestCa::new("acme.example");
+    let leaf = ca.agent();
+    let pem = format!("{}{}", ca.pem(), leaf.cert_pem);
+    let print: [u8; 32] = Sha256::digest(&leaf.chain[0]).into();
+    let pinned = |bytes: &[u8], prints: &[[u8; 32]]| SpiffeBundle::from_bytes_pinned(acme(), bytes, prints);
+    let both = pinned(pem.as_bytes(), &[print]).unwrap();
+    assert_eq!(prints(&both.authorities).len(), 2);
+    assert!(matches!(read(pem.as_bytes()), Err(BundleError::NotCa { .. })));
+    assert!(matches!(pinned(pem.as_bytes(), &[[7; 32]]), Err(BundleError::NotCa { .. })));
+    let jwks = both.to_jwks().unwrap();
+    assert!(matches!(pinned(jwks.as_bytes(), &[print]), Err(BundleError::NotCa { .. })));
+    assert!(pinned(bundle(&[&ca], 1).to_jwks().unwrap().as_bytes(), &[print]).is_ok());
 }
 
 #[test]

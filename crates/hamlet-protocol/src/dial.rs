@@ -9,7 +9,7 @@ use std::time::Duration;
 use hamlet_core::PeerName;
 use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{Expect, LocalIdentity, ProvenPeer, Role, TrustTable};
-use hamlet_runtime::{Backoff, Shutdown, Spawner};
+use hamlet_runtime::{Backoff, Shutdown, Spawner, rarely};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -24,6 +24,7 @@ use crate::kind::LinkJudge;
 use crate::limits::SharedLimits;
 use crate::link::{Connection, Link, LinkConfig};
 use crate::metered::Metered;
+use crate::server::LAST_WORD_MAX;
 use crate::session::{HELLO_WAIT, PeerClass, StreamEnd, StreamSession};
 use crate::stream::{Outbound, StreamCell};
 use crate::transport::{self, SpawnExecutor};
@@ -356,7 +357,7 @@ impl<J: LinkJudge> Dialler<J> {
             match called {
                 Ok(response) => {
                     self.link.pin(dialect);
-                    Ok(response.into_inner())
+                    Ok(Box::new(response.into_inner()))
                 }
                 Err(status) => Err(StreamEnd::new(status.code(), describe(&status))),
             }
@@ -385,10 +386,9 @@ impl<J: LinkJudge> Dialler<J> {
         let untrusted = |text: String| DialError::Untrusted(address.to_owned(), text);
         transport::tune(&stream).map_err(|e| tls_error(e.to_string()))?;
         let trusted = self.trust.peer(peer);
-        let domain =
-            trusted.ok_or_else(|| untrusted("the peer has no trust bundle".to_owned()))?.trust_domain.clone();
+        let trusted = trusted.ok_or_else(|| untrusted("the peer has no trust bundle".to_owned()))?;
         let config = hamlet_identity::agent_client_config(&self.identity, &self.trust, peer);
-        let name = hamlet_identity::agent_server_name(&domain);
+        let name = hamlet_identity::peer_server_name(&trusted);
         let handshake = TlsConnector::from(config).connect(name, stream);
         let tls = match tokio::time::timeout(transport::HANDSHAKE_DEADLINE, handshake).await {
             Ok(Ok(tls)) => tls,
@@ -422,9 +422,20 @@ impl<J: LinkJudge> Dialler<J> {
         let (trust, link, ping_ms) = (self.trust.clone(), self.link.clone(), self.ping_ms.clone());
         self.spawner.spawn(format!("dial/{peer}"), async move {
             let mut changed = trust.changed();
-            tokio::pin!(connection);
+            let mut leaving = false;
+            let last_word = tokio::time::sleep(LAST_WORD_MAX);
+            tokio::pin!(connection, last_word);
             'driving: loop {
+                let trusted_anew = {
+                let mut rare = rarely(async {
+                    tokio::select! {
+                        Ok(()) = changed.changed() => true,
+                        () = link.shutdown().forced() => false,
+                        () = last_word.as_mut(), if leaving => false,
+                    }
+                });
                 tokio::select! {
+                    biased;
                     ended = &mut connection => {
                         if ended.is_err_and(|error| transport::told_to_calm(&error)) {
                             let most = transport::CLIENT_PING_MAX.as_millis() as u64;
@@ -439,16 +450,26 @@ impl<J: LinkJudge> Dialler<J> {
                         }
                         break 'driving;
                     }
-                    Ok(()) = changed.changed() => {
-                        let expect = Expect::Peer(link.peer());
-                        if let Err(error) = hamlet_identity::proven_server(&trust, Some(&certificates), Role::Agent, expect) {
-                            tracing::warn!(peer = %link.peer(), %error, "a connection is no longer trusted; closed");
-                            // Dropping the connection alone would let its streams go on.
-                            link.end_stream(StreamEnd::new(Code::Unauthenticated, error.to_string()));
-                            break 'driving;
-                        }
+                    happened = &mut rare => happened,
+                }
+                };
+                if !trusted_anew {
+                    break 'driving;
+                }
+                let expect = Expect::Peer(link.peer());
+                if let Err(error) =
+                    hamlet_identity::proven_server(&trust, Some(&certificates), Role::Agent, expect)
+                {
+                    if link.is_leaving() {
+                        // We have removed the peer: the goodbye may still go out.
+                        leaving = true;
+                        last_word.as_mut().reset(tokio::time::Instant::now() + LAST_WORD_MAX);
+                        continue 'driving;
                     }
-                    () = link.shutdown().forced() => break 'driving,
+                    tracing::warn!(peer = %link.peer(), %error, "a connection is no longer trusted; closed");
+                    // Dropping the connection alone would let its streams go on.
+                    link.end_stream(StreamEnd::new(Code::Unauthenticated, error.to_string()));
+                    break 'driving;
                 }
             }
         });

@@ -15,7 +15,7 @@ use hamlet_core::imported::{ImportLimits, ImportedSlice, Judge, ServiceJudge, Sl
 use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::settle::Settle;
 use hamlet_core::{ImportedService, PeerName, Rejection, RejectionCode};
-use hamlet_runtime::{Clock, Shutdown};
+use hamlet_runtime::{Clock, Shutdown, rarely};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -194,23 +194,30 @@ impl<J: LinkJudge> Importer<J> {
     /// Runs until shutdown; what was taken from an inbox is finished first.
     pub async fn run(mut self, shutdown: Shutdown) {
         self.stopping = shutdown.clone();
+        let stopping = rarely(async move { shutdown.begun().await });
+        tokio::pin!(stopping);
+        let over = rarely(tokio::time::sleep(TICK));
+        tokio::pin!(over);
         'committing: loop {
             let work = self.work.clone();
             tokio::select! {
                 biased;
-                () = shutdown.begun() => break 'committing,
+                () = &mut stopping => break 'committing,
                 request = self.requests.recv() => match request {
                     Some(Request::Forget(done)) => {
                         self.forget().await;
+                        // The slice is free before anybody hears of it: the peer may come back at
+                        // once. There is no state left to save.
+                        drop(self);
                         let _ = done.send(());
-                        break 'committing;
+                        return;
                     }
                     Some(request) => self.serve(request).await,
                     None => break 'committing,
                 },
                 outcome = settled(&mut self.saving) => self.saved(outcome),
                 () = work.notified() => self.drain().await,
-                () = tokio::time::sleep(TICK) => {}
+                () = &mut over => over.set(rarely(tokio::time::sleep(TICK))),
             }
             self.tick().await;
         }
@@ -257,10 +264,13 @@ impl<J: LinkJudge> Importer<J> {
     async fn drain(&mut self) {
         for _ in 0..BATCHES_AT_ONCE {
             let Some(cell) = self.state.stream.lock().clone() else { return };
+            if !cell.look(|s| s.consumer.has_work()) {
+                return;
+            }
             let now = self.clock.now();
             let batch = {
                 let mut slice = self.state.slice.lock();
-                cell.change(|s| s.consumer.batch(&mut slice, now))
+                cell.take(|s| s.consumer.batch(&mut slice, now))
             };
             cell.made_room();
             let Some(batch) = batch else { return };

@@ -8,7 +8,7 @@
 mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use hamlet_core::imported::ServiceJudge;
 use hamlet_core::settle::Settle;
 use hamlet_core::view::View;
 use hamlet_core::{PeerName, SpiffeId};
-use hamlet_identity::ProvenPeer;
+use hamlet_identity::{ProvenId, ProvenPeer};
 use hamlet_runtime::{Clock, Shutdown, Spawner};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -42,6 +42,17 @@ pub const CONNECTIONS_MAX: usize = 4;
 
 /// A stream that lived so long begins the hold time anew.
 const HELD_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a removed peer's streams may take to take our goodbye (extensions text, section 9).
+const LEAVING_MAX: Duration = Duration::from_millis(500);
+/// How often it is looked whether they have.
+const LEAVING_LOOK: Duration = Duration::from_millis(10);
+/// How long the transport has then to write it.
+const LEAVING_FLUSH: Duration = Duration::from_millis(100);
+
+/// What is shown of a peer that said goodbye for good.
+const LEFT: &str =
+    "the peer said goodbye for good: it has removed us; remove it here too, or peer anew with its operators";
 
 /// Longest refused key as it is shown, in bytes: what is refused may hold anything.
 const KEY_SHOWN: usize = 512;
@@ -211,6 +222,8 @@ pub struct Link<J: LinkJudge = ServiceJudge> {
     served: Mutex<Option<Arc<StreamCell>>>,
     /// The version that worked last, for as long as we run.
     pinned: Mutex<Option<Dialect>>,
+    /// What the last stream's certificate proved.
+    proven_by: Mutex<Option<ProvenId>>,
     requests: mpsc::Sender<Request<J::Rules>>,
     slot: Mutex<Slot>,
     changed: watch::Sender<u64>,
@@ -222,6 +235,10 @@ pub struct Link<J: LinkJudge = ServiceJudge> {
     /// Connections that were closed because of what the peer sent beside the protocol.
     floods: AtomicU64,
     transcript: Arc<Transcript>,
+    /// We have removed the peer, and are saying goodbye.
+    leaving: AtomicBool,
+    /// The peer's last stream ended with its goodbye for good.
+    left: AtomicBool,
     shutdown: Shutdown,
 }
 
@@ -292,6 +309,7 @@ impl<J: LinkJudge> Link<J> {
             state,
             served: Mutex::new(None),
             pinned: Mutex::new(None),
+            proven_by: Mutex::new(None),
             requests,
             slot: Mutex::new(slot),
             changed: watch::Sender::new(0),
@@ -301,6 +319,8 @@ impl<J: LinkJudge> Link<J> {
             connections: AtomicU64::new(0),
             floods: AtomicU64::new(0),
             transcript: Arc::default(),
+            leaving: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             shutdown,
         });
         link.demand_view();
@@ -386,6 +406,37 @@ impl<J: LinkJudge> Link<J> {
         self.shutdown.force();
     }
 
+    /// From now on no stream is opened, and the connection outlives the trust in it for as long as
+    /// a goodbye takes. For a peer that was removed, before its trust is.
+    pub fn begin_leaving(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the peer was removed and is being told.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// Says goodbye for good (LEAVING): the peer withdraws at once what it has of us. Returns whether
+    /// a stream took it in time; then, and otherwise, [`Link::remove`] is due.
+    pub async fn leave(&self) -> bool {
+        self.begin_leaving();
+        let cells: Vec<Arc<StreamCell>> = self.active().into_iter().collect();
+        for cell in &cells {
+            cell.change(|s| s.say_goodbye(ext::goodbye::Reason::Leaving, Duration::ZERO));
+        }
+        let told = async {
+            while cells.iter().any(|cell| cell.look(StreamSession::has_goodbye)) {
+                tokio::time::sleep(LEAVING_LOOK).await;
+            }
+        };
+        let heard = cells.iter().any(|cell| cell.look(StreamSession::is_hello));
+        let told = tokio::time::timeout(LEAVING_MAX, told).await.is_ok() && heard;
+        self.end_stream(StreamEnd::new(Code::Unauthenticated, "the peer was removed"));
+        tokio::time::sleep(LEAVING_FLUSH).await;
+        told
+    }
+
     /// Ends the peer's streams, if any.
     pub fn end_stream(&self, end: StreamEnd) {
         for cell in self.active().into_iter().chain(self.served()) {
@@ -467,6 +518,9 @@ impl<J: LinkJudge> Link<J> {
         proven: &ProvenPeer,
     ) -> Result<(Arc<StreamCell>, watch::Receiver<Arc<View>>), StreamEnd> {
         let config = self.config();
+        if self.is_leaving() {
+            return Err(StreamEnd::new(Code::Unauthenticated, "the peer was removed"));
+        }
         if config.paused {
             return Err(StreamEnd::new(
                 Code::Unauthenticated,
@@ -482,9 +536,11 @@ impl<J: LinkJudge> Link<J> {
             return Err(StreamEnd::new(Code::Unavailable, "the agent is starting; connect again"));
         };
         if dialect == Dialect::V1alpha1 && !dialled {
+            *self.proven_by.lock() = Some(proven.id.clone());
             return Ok((self.serve(&views), views));
         }
         self.make_place(dialect, dialled, proven)?;
+        *self.proven_by.lock() = Some(proven.id.clone());
         // What is heard must not change between the question and the new stream's place: nothing
         // more is taken from an older stream, and of two that open at once the later one counts.
         let opening = self.opening.fetch_add(1, Ordering::SeqCst) + 1;
@@ -572,7 +628,9 @@ impl<J: LinkJudge> Link<J> {
             }
             _ => {}
         }
-        let ours_wins = self.context.our_id < proven.id;
+        // Both sides compare the same two ids, and find opposite answers. A peer without SPIFFE ids
+        // doesn't compare: its own stream is kept.
+        let ours_wins = proven.id.spiffe().is_some_and(|theirs| self.context.our_id < *theirs);
         if active.dialled != dialled && dialled != ours_wins {
             return Err(StreamEnd::new(
                 Code::AlreadyExists,
@@ -590,6 +648,7 @@ impl<J: LinkJudge> Link<J> {
         *place = Some(cell.clone());
         self.state.opened_ms.store(self.context.clock.now().as_millis() as u64, Ordering::Relaxed);
         drop(place);
+        self.left.store(false, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.set_connection(Connection::Up, None);
         Ok(())
@@ -628,6 +687,9 @@ impl<J: LinkJudge> Link<J> {
         }
         *stream = None;
         *self.state.last_end.lock() = Some(end.message.clone());
+        if cell.look(StreamSession::peer_goodbye) == Some(ext::goodbye::Reason::Leaving) {
+            self.left.store(true, Ordering::Relaxed);
+        }
         self.note_gone();
         drop(stream);
         let connection = if self.config.load().paused {
@@ -665,6 +727,13 @@ impl<J: LinkJudge> Link<J> {
 
     /// Notes how the connection is doing; a repeated state keeps its age.
     pub fn set_connection(&self, connection: Connection, error: Option<String>) {
+        let (connection, error) = match connection {
+            // Whatever its closed door looks like: it has removed us.
+            Connection::Down { next_attempt } if self.left.load(Ordering::Relaxed) => {
+                (Connection::Refused { next_attempt }, error.map(|_| LEFT.to_owned()))
+            }
+            other => (other, error),
+        };
         let mut slot = self.slot.lock();
         let kind = std::mem::discriminant(&slot.connection);
         let was_away = matches!(slot.connection, Connection::Down { .. } | Connection::Refused { .. });

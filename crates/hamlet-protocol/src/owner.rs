@@ -224,7 +224,12 @@ impl OwnerSession {
 
     /// Keys not handed out yet (at most `max` are counted), and those in flight.
     pub fn behind(&self, max: usize) -> usize {
-        if self.wanted { self.sub.behind(max) } else { 0 }
+        if !self.wanted {
+            return 0;
+        }
+        // The place moves when a pass is over, which those in flight may be part of or not.
+        let passed = self.in_flight.iter().filter(|f| self.sub.has_passed(f.change.version));
+        self.sub.behind(max) + passed.count()
     }
 
     /// Messages that wait for an answer.

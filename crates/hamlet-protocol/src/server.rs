@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{
     LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, SilentPlace, SilentSockets, TrustTable, read_hello,
 };
-use hamlet_runtime::{Clock, Shutdown, Spawner};
+use hamlet_runtime::{Clock, Shutdown, Spawner, rarely};
 use hyper::body::Incoming as Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -26,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::StartHandshake;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::server::ClientHello;
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -48,6 +50,9 @@ const HANDSHAKES_WAITING: usize = 256;
 /// Beyond it the connection is closed.
 pub const STREAMS_A_MINUTE: u32 = 16;
 const MINUTE: Duration = Duration::from_secs(60);
+/// A removed peer's connection ends at the latest so long after its trust has gone, whatever of the
+/// goodbye has been written by then (extensions text, section 9).
+pub(crate) const LAST_WORD_MAX: Duration = Duration::from_millis(800);
 
 /// The links by peer, shared by listener and diallers; swapped when peers come and go.
 pub type Links<J = ServiceJudge> = Arc<ArcSwap<BTreeMap<PeerName, Arc<Link<J>>>>>;
@@ -62,12 +67,44 @@ pub struct BindError {
     source: io::Error,
 }
 
+/// Another protocol on the agent's port, for clients that ask for nothing else by ALPN. It is chosen
+/// before the handshake, with a TLS configuration of its own, so nothing of the agent's is
+/// reachable through it.
+pub trait Annex: Send + Sync + 'static {
+    /// What to do with this client; `None` if it doesn't ask for the protocol, or not now.
+    fn admit(&self, hello: &ClientHello<'_>) -> Option<Admitted>;
+}
+
+/// Serves one connection of an [`Annex`], and bounds how long that takes.
+pub type ServeAnnex =
+    Box<dyn FnOnce(TlsStream<TcpStream>, SocketAddr) -> futures::future::BoxFuture<'static, ()> + Send>;
+
+/// A client that an [`Annex`] takes.
+pub struct Admitted {
+    /// For the handshake.
+    pub config: Arc<ServerConfig>,
+    /// What comes after it.
+    pub serve: ServeAnnex,
+}
+
+impl std::fmt::Debug for Admitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admitted").finish_non_exhaustive()
+    }
+}
+
 /// The listener for peers' agents.
-#[derive(Debug)]
 pub struct AgentServer {
     listener: TcpListener,
     address: SocketAddr,
     limits: SharedLimits,
+    annex: Option<Arc<dyn Annex>>,
+}
+
+impl std::fmt::Debug for AgentServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentServer").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 /// Strangers can't fill the log: so many refusals are logged in each ten seconds.
@@ -136,12 +173,17 @@ impl AgentServer {
     pub async fn bind(address: SocketAddr) -> Result<AgentServer, BindError> {
         let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
         let address = listener.local_addr().map_err(|source| BindError { address, source })?;
-        Ok(AgentServer { listener, address, limits: SharedLimits::default() })
+        Ok(AgentServer { listener, address, limits: SharedLimits::default(), annex: None })
     }
 
     /// Keeps to these limits, as they are when a connection comes, instead of the defaults.
     pub fn limited(self, limits: SharedLimits) -> AgentServer {
         AgentServer { limits, ..self }
+    }
+
+    /// Serves another protocol beside, on the same port.
+    pub fn with_annex(self, annex: Arc<dyn Annex>) -> AgentServer {
+        AgentServer { annex: Some(annex), ..self }
     }
 
     /// Where it listens.
@@ -153,7 +195,7 @@ impl AgentServer {
     pub async fn run<J: LinkJudge>(self, context: ServerContext<J>, shutdown: Shutdown) {
         let config = hamlet_identity::agent_server_config(&context.identity, &context.trust);
         let refusals = Arc::new(RefusalLog::default());
-        let door = Arc::new(Door::new());
+        let door = Arc::new(Door::new(self.annex));
         'accepting: loop {
             let Some(accepted) = shutdown.or_begun(self.listener.accept()).await else { break 'accepting };
             let (stream, remote) = match accepted {
@@ -172,27 +214,52 @@ impl AgentServer {
             let place = door.silent.enter(remote.ip());
             let (refusals, door) = (refusals.clone(), door.clone());
             context.spawner.clone().spawn("agent/connection", async move {
-                let letting_in = door.let_in(stream, place, config, &context);
-                let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
-                match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
-                    Ok((tls, proven)) => serve(tls, proven, remote, limits, context, shutdown).await,
-                    Err(error) => refusals.warn(remote, &error),
+                // On the heap by itself: it is large, and gone once the connection is let in.
+                let serving = Box::pin(async {
+                    let letting_in = door.let_in(stream, place, config, &context);
+                    let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
+                    match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
+                        Ok(Entered::Peer(tls, proven)) => {
+                            serve(tls, proven, remote, limits, &context, shutdown)
+                        }
+                        Ok(Entered::Annex(tls, serve)) => {
+                            shutdown.or_begun(serve(tls, remote)).await;
+                            None
+                        }
+                        Err(error) => {
+                            refusals.warn(remote, &error);
+                            None
+                        }
+                    }
+                });
+                if let Some(serving) = serving.await {
+                    serving.await;
                 }
             });
         }
     }
 }
 
+/// Who has come in.
+enum Entered {
+    /// A peer's agent.
+    Peer(TlsStream<TcpStream>, ProvenPeer),
+    /// A client of the annex; nothing else is open to it.
+    Annex(TlsStream<TcpStream>, ServeAnnex),
+}
+
 /// What stands before a handshake.
 struct Door {
+    annex: Option<Arc<dyn Annex>>,
     silent: SilentSockets,
     handshakes: Semaphore,
     waiting: Semaphore,
 }
 
 impl Door {
-    fn new() -> Door {
+    fn new(annex: Option<Arc<dyn Annex>>) -> Door {
         Door {
+            annex,
             silent: SilentSockets::new(SILENT_SOCKETS, None),
             handshakes: Semaphore::new(HANDSHAKES),
             waiting: Semaphore::new(HANDSHAKES_WAITING),
@@ -206,7 +273,7 @@ impl Door {
         place: SilentPlace,
         config: Arc<ServerConfig>,
         context: &ServerContext<J>,
-    ) -> Result<(TlsStream<TcpStream>, ProvenPeer), String> {
+    ) -> Result<Entered, String> {
         transport::tune(&stream).map_err(|e| e.to_string())?;
         let Some(hello) = place.keep(read_hello(&mut stream)).await else {
             return Err("the oldest socket without a ClientHello made room for another".to_owned());
@@ -215,6 +282,11 @@ impl Door {
         let overloaded = |_| "too many handshakes at once".to_owned();
         let waiting = self.waiting.try_acquire().map_err(overloaded)?;
         let slot = self.handshakes.acquire().await.map_err(|_| "the agent is stopping".to_owned())?;
+        let admitted = self.annex.as_ref().and_then(|annex| annex.admit(&hello.client_hello()));
+        let (config, serve) = match admitted {
+            Some(admitted) => (admitted.config, Some(admitted.serve)),
+            None => (config, None),
+        };
         let handshake = StartHandshake::from_parts(hello, stream).into_stream(config).await;
         drop((slot, waiting));
         let tls = handshake.map_err(|error| {
@@ -222,6 +294,9 @@ impl Door {
             let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
             ours.unwrap_or_else(|| transport::chain(&error))
         })?;
+        if let Some(serve) = serve {
+            return Ok(Entered::Annex(tls, serve));
+        }
         // A client that offers no ALPN passes TLS; it doesn't speak HTTP/2.
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err("the peer did not negotiate ALPN h2".to_owned());
@@ -229,29 +304,30 @@ impl Door {
         let certificates = tls.get_ref().1.peer_certificates();
         let proven = hamlet_identity::proven_client(&context.trust, certificates, Role::Agent)
             .map_err(|e| e.to_string())?;
-        Ok((tls, proven))
+        Ok(Entered::Peer(tls, proven))
     }
 }
 
-async fn serve<J: LinkJudge>(
+/// Serves one connection to its end; `None` if it can't be. Not an `async fn`: those keep room for
+/// their arguments as long as they run, and an idle connection is mostly its own size.
+fn serve<J: LinkJudge>(
     tls: TlsStream<TcpStream>,
     proven: ProvenPeer,
     remote: SocketAddr,
     limits: ConnectionLimits,
-    context: ServerContext<J>,
+    context: &ServerContext<J>,
     shutdown: Shutdown,
-) {
+) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
     let Some(link) = context.links.load().get(&proven.peer).cloned() else {
         tracing::warn!(%remote, peer = %proven.peer, "a trusted peer without a link");
-        return;
+        return None;
     };
-    let Some(_counted) = link.count_connection(limits.connections_per_peer) else {
+    let Some(counted) = link.count_connection(limits.connections_per_peer) else {
         tracing::warn!(%remote, peer = %proven.peer, "too many connections of one peer; closed the newest");
-        return;
+        return None;
     };
     let certified = proven.peer.clone();
     let certificates: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-    let mut trust_changed = context.trust.changed();
     let budget = Arc::new(StreamBudget::new(limits.streams_a_minute));
     let (tls, gauge) = Metered::new(tls, limits.frames, Side::Accepted, context.clock.clone());
     let rpc = Rpc {
@@ -260,7 +336,8 @@ async fn serve<J: LinkJudge>(
         spawner: context.spawner.clone(),
         budget: budget.clone(),
     };
-    let service = hyper::service::service_fn(move |request| rpc.clone().call(request));
+    // Boxed: HTTP/2 would keep the room of the opening for as long as the stream lives.
+    let service = hyper::service::service_fn(move |request| Box::pin(rpc.clone().call(request)));
     let mut builder = hyper::server::conn::http2::Builder::new(SpawnExecutor(context.spawner.clone()));
     builder
         .timer(TokioTimer::new())
@@ -273,38 +350,79 @@ async fn serve<J: LinkJudge>(
         .max_local_error_reset_streams(64usize)
         .keep_alive_interval(transport::SERVER_PING)
         .keep_alive_timeout(transport::PING_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(tls), service);
-    tokio::pin!(connection);
-    let mut stopping = false;
-    'serving: loop {
-        tokio::select! {
-            outcome = &mut connection => {
-                if let Some(flood) = gauge.flood() {
-                    link.count_flood();
-                    tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
-                } else if let Err(error) = outcome {
-                    tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(tls), service));
+    let trust = context.trust.clone();
+    let mut trust_changed = trust.changed();
+    // Registered first, then checked again: trust may have shrunk since the handshake.
+    if let Err(error) = hamlet_identity::proven_client(&trust, Some(&certificates), Role::Agent) {
+        tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+        return None;
+    }
+    Some(Box::pin(async move {
+        let _counted = counted;
+        let (mut stopping, mut leaving) = (false, false);
+        let mut last_word = Box::pin(tokio::time::sleep(LAST_WORD_MAX));
+        'serving: loop {
+            let going = !stopping;
+            let rare = {
+                let mut rare = rarely(async {
+                    tokio::select! {
+                        Ok(()) = trust_changed.changed() => Rare::Trust,
+                        () = budget.overdrawn.notified() => Rare::Overdrawn,
+                        () = last_word.as_mut(), if leaving => Rare::Removed,
+                        () = link.shutdown().forced() => Rare::Removed,
+                        () = shutdown.begun(), if going => Rare::Stopping,
+                    }
+                });
+                tokio::select! {
+                    biased;
+                    outcome = &mut connection => {
+                        if let Some(flood) = gauge.flood() {
+                            link.count_flood();
+                            tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
+                        } else if let Err(error) = outcome {
+                            tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+                        }
+                        break 'serving;
+                    }
+                    rare = &mut rare => rare,
                 }
-                break 'serving;
-            }
-            Ok(()) = trust_changed.changed() => {
-                let again = hamlet_identity::proven_client(&context.trust, Some(&certificates), Role::Agent);
-                if let Err(error) = again {
-                    tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+            };
+            match rare {
+                Rare::Trust => {
+                    let again = hamlet_identity::proven_client(&trust, Some(&certificates), Role::Agent);
+                    if let Err(error) = again {
+                        if !link.is_leaving() {
+                            tracing::warn!(%remote, %error, "a connection is no longer trusted; closed");
+                            break 'serving;
+                        }
+                        // We have removed the peer: the goodbye may still go out.
+                        leaving = true;
+                        last_word.as_mut().reset(tokio::time::Instant::now() + LAST_WORD_MAX);
+                    }
+                }
+                Rare::Removed => break 'serving,
+                Rare::Overdrawn => {
+                    link.count_flood();
+                    tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
                     break 'serving;
                 }
-            }
-            () = budget.overdrawn.notified() => {
-                link.count_flood();
-                tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
-                break 'serving;
-            }
-            () = shutdown.begun(), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
+                Rare::Stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         }
-    }
+    }))
+}
+
+/// What a connection's task waits for beside the connection.
+enum Rare {
+    /// The peer was removed, and has had its goodbye.
+    Removed,
+    Trust,
+    Overdrawn,
+    Stopping,
 }
 
 struct Rpc<J: LinkJudge> {
@@ -409,7 +527,7 @@ impl<J: LinkJudge> Rpc<J> {
         let (link, running) = (self.link, cell.clone());
         tracing::info!(peer = %link.peer(), stream = cell.id, version = %dialect, "stream accepted");
         self.spawner.spawn(format!("stream/{}", link.peer()), async move {
-            let opening = std::future::ready(Ok(inbound));
+            let opening = std::future::ready(Ok(Box::new(inbound)));
             let end = running.run(opening, views, link.shutdown().clone()).await;
             link.close(&running, &end);
         });
@@ -426,7 +544,7 @@ struct Establish<J: LinkJudge> {
 impl<J: LinkJudge> tonic::server::StreamingService<Incoming> for Establish<J> {
     type Response = Outgoing;
     type ResponseStream = Outbound;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<Streaming<Incoming>>) -> Self::Future {
         Box::pin(self.rpc.clone().establish(self.dialect, request.into_inner()))

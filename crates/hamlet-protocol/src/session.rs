@@ -332,7 +332,8 @@ impl StreamSession {
         self.retry_after
     }
 
-    fn is_hello(&self) -> bool {
+    /// Whether the peer has introduced itself as a Hamlet agent.
+    pub fn is_hello(&self) -> bool {
         matches!(self.class, PeerClass::Hello(_))
     }
 
@@ -598,6 +599,11 @@ impl StreamSession {
             let retry_after_ms = retry_after.as_millis() as u64;
             self.goodbye = Some(ext::Goodbye { reason: reason as i32, retry_after_ms });
         }
+    }
+
+    /// Whether a goodbye waits to be written.
+    pub fn has_goodbye(&self) -> bool {
+        self.goodbye.is_some()
     }
 
     /// Looks at the time: a silent acceptor is foreign after a while, and a hello peer that

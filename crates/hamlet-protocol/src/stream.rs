@@ -5,15 +5,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use futures::{Stream, StreamExt};
 use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::view::View;
-use hamlet_runtime::{Clock, Shutdown};
+use hamlet_runtime::{Clock, Shutdown, rarely};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,13 @@ pub struct StreamCell {
     pub dialled: bool,
     session: Mutex<StreamSession>,
     writer: AtomicWaker,
+    /// Something may be there to be written since the writer looked last.
+    asked: AtomicBool,
+    /// The peer has as many unanswered changes as it may: a further one is no reason to look, and
+    /// its next answer is.
+    filled: AtomicBool,
+    /// Which view is the peer's.
+    views: Mutex<Option<watch::Receiver<Arc<View>>>>,
     room: Notify,
     /// The clock is to be looked at sooner than at `next_tick`, in milliseconds of running time.
     rearm: Notify,
@@ -86,6 +93,9 @@ impl StreamCell {
             dialled,
             session: Mutex::new(session),
             writer: AtomicWaker::new(),
+            asked: AtomicBool::new(true),
+            filled: AtomicBool::new(false),
+            views: Mutex::new(None),
             room: Notify::new(),
             rearm: Notify::new(),
             next_tick: AtomicU64::new(0),
@@ -106,8 +116,37 @@ impl StreamCell {
     /// Changes the session and lets the writer look again.
     pub fn change<R>(&self, f: impl FnOnce(&mut StreamSession) -> R) -> R {
         let out = f(&mut self.session.lock());
-        self.writer.wake();
+        self.wake_writer();
         out
+    }
+
+    /// Takes something from the session's inbox; the writer looks again only if there is an answer.
+    pub fn take<R>(&self, f: impl FnOnce(&mut StreamSession) -> R) -> R {
+        let (out, writes) = {
+            let mut session = self.session.lock();
+            (f(&mut session), session.consumer.has_out())
+        };
+        if writes {
+            self.wake_writer();
+        }
+        out
+    }
+
+    /// The peer's view, if it is another than when this was asked last.
+    fn moved(&self) -> Option<Arc<View>> {
+        let mut views = self.views.lock();
+        let views = views.as_mut().filter(|views| views.has_changed().unwrap_or(false))?;
+        Some(views.borrow_and_update().clone())
+    }
+
+    fn note_filled(&self, session: &StreamSession) {
+        let filled = session.owner.as_ref().is_some_and(|owner| !owner.has_credit());
+        self.filled.store(filled, Ordering::SeqCst);
+    }
+
+    fn wake_writer(&self) {
+        self.asked.store(true, Ordering::SeqCst);
+        self.writer.wake();
     }
 
     /// The committer took something from the inbox.
@@ -125,7 +164,7 @@ impl StreamCell {
             }
         }
         self.ended.cancel();
-        self.writer.wake();
+        self.wake_writer();
         self.work.notify_one();
     }
 
@@ -141,14 +180,24 @@ impl StreamCell {
 
     fn poll_out(&self, cx: &mut Context<'_>) -> Poll<Result<Outgoing, StreamEnd>> {
         self.writer.register(cx.waker());
+        // HTTP/2 polls several times for each message, and nobody has said anything since.
+        if !self.asked.swap(false, Ordering::SeqCst) {
+            return Poll::Pending;
+        }
         if let Some(end) = self.ended() {
             return Poll::Ready(Err(end));
         }
         let now = self.clock.now();
+        let moved = self.moved();
         let (next, due) = {
             let mut session = self.session.lock();
+            // Before anything more is read from a view that may be others' by now.
+            if let Some(view) = moved {
+                session.move_to(&view);
+            }
             let next = session.next(now);
             let due = matches!(next, Ok(None)).then(|| session.wake_at()).flatten();
+            self.note_filled(&session);
             (next, due)
         };
         // What was just said may have something follow it sooner than the next look was planned.
@@ -157,6 +206,7 @@ impl StreamCell {
         }
         match next {
             Ok(Some(out)) => {
+                self.asked.store(true, Ordering::SeqCst);
                 self.transcript.sent(self.id, &out, now);
                 Poll::Ready(Ok(out))
             }
@@ -190,6 +240,9 @@ impl StreamCell {
                     let (taken, writes, works) = {
                         let mut session = self.session.lock();
                         let taken = session.receive(message, now);
+                        // Noted before the look at the view: a change that came too early to wake
+                        // the writer is seen by that look.
+                        self.note_filled(&session);
                         (taken, session.wants_write(now), session.consumer.has_work())
                     };
                     if let Err(end) = taken {
@@ -197,7 +250,7 @@ impl StreamCell {
                     }
                     // Most answers leave nothing to do: waking for each would cost more than they do.
                     if writes {
-                        self.writer.wake();
+                        self.wake_writer();
                     }
                     if works {
                         self.work.notify_one();
@@ -244,7 +297,8 @@ impl StreamCell {
     {
         // The view may have been replaced since the session was made.
         let view = views.borrow_and_update().clone();
-        let mut changed = view.changed();
+        *self.views.lock() = Some(views.clone());
+        let mut watching = view.watched_by(self.clone().into());
         self.change(|s| s.move_to(&view));
         let end = {
             let reading = async {
@@ -255,35 +309,37 @@ impl StreamCell {
             };
             tokio::pin!(reading);
             'watching: loop {
-                let wait = self.time_to_tick();
-                tokio::select! {
+                // Most of what wakes this task is for the reader.
+                let mut rare = rarely(self.rare(&mut views, &shutdown));
+                let rare = tokio::select! {
                     // What came is read before anything is held against the peer.
                     biased;
                     end = &mut reading => break 'watching end,
-                    () = self.ended.cancelled() => {
+                    rare = &mut rare => rare,
+                };
+                match rare {
+                    Rare::Ended => {
                         let gone = || StreamEnd::new(Code::Unavailable, "ended");
                         break 'watching self.ended().unwrap_or_else(gone);
                     }
-                    () = self.unheard.cancelled() => {
+                    Rare::Unheard => {
                         // A peer that refuses a call stops reading it and says why at the same time.
                         let lost = StreamEnd::new(Code::Unavailable, "the connection to the peer was lost");
                         let last = tokio::time::timeout(LAST_WORD, &mut reading).await;
                         break 'watching last.unwrap_or(lost);
                     }
-                    () = self.rearm.notified() => {}
-                    Ok(()) = changed.changed() => self.writer.wake(),
-                    Ok(()) = views.changed() => {
-                        let view = views.borrow_and_update().clone();
-                        changed = view.changed();
+                    Rare::Rearm => {}
+                    Rare::View(view) => {
+                        watching = view.watched_by(self.clone().into());
                         self.change(|s| s.move_to(&view));
                     }
-                    () = tokio::time::sleep(wait) => {
+                    Rare::Tick => {
                         if let Err(end) = self.change(|s| s.tick(self.clock.now())) {
                             break 'watching end;
                         }
                         self.work.notify_one();
                     }
-                    () = shutdown.begun() => {
+                    Rare::Stopping => {
                         let leaves = is_on(SeededBug::RestartLeaves);
                         let reason = if leaves { Reason::Leaving } else { Reason::Restarting };
                         self.change(|s| s.say_goodbye(reason, Duration::ZERO));
@@ -293,8 +349,23 @@ impl StreamCell {
                 }
             }
         };
+        drop(watching);
         self.end(end);
         self.ended().unwrap_or_else(|| StreamEnd::new(Code::Unavailable, "ended"))
+    }
+
+    /// Waits for anything but a message.
+    async fn rare(&self, views: &mut watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Rare {
+        let wait = self.time_to_tick();
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Rare::Ended,
+            () = self.unheard.cancelled() => Rare::Unheard,
+            () = self.rearm.notified() => Rare::Rearm,
+            Ok(()) = views.changed() => Rare::View(views.borrow_and_update().clone()),
+            () = tokio::time::sleep(wait) => Rare::Tick,
+            () = shutdown.begun() => Rare::Stopping,
+        }
     }
 
     fn time_to_tick(&self) -> Duration {
@@ -303,6 +374,31 @@ impl StreamCell {
         let wait = wake.map_or(TICK_MAX, |at| at.saturating_sub(now).clamp(TICK_MIN, TICK_MAX));
         self.next_tick.store(millis(now + wait), Ordering::Relaxed);
         wait
+    }
+}
+
+/// What a stream's task waits for beside messages.
+enum Rare {
+    Ended,
+    Unheard,
+    /// The time to look at the clock has come nearer.
+    Rearm,
+    /// The peer has another view.
+    View(Arc<View>),
+    Tick,
+    Stopping,
+}
+
+/// A view wakes the stream's writer, if it may write.
+impl Wake for StreamCell {
+    fn wake(self: Arc<StreamCell>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<StreamCell>) {
+        if !self.filled.load(Ordering::SeqCst) {
+            self.wake_writer();
+        }
     }
 }
 

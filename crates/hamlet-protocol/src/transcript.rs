@@ -5,7 +5,8 @@
 //! themselves are one entry with a count. What comes with every change is kept as numbers and made
 //! into text when somebody reads it: noting it may cost no more than 2 % of the message.
 
-use std::collections::VecDeque;
+mod ring;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,8 +28,6 @@ pub const TRANSCRIPT_NONCE_BYTES: usize = 32;
 pub const TRANSCRIPT_TEXT_BYTES: usize = 256;
 /// Longest name of a rule in a peer's refusal; what is longer is no name of ours.
 const RULE_BYTES: usize = 64;
-/// So many entries at the end are looked through for the last sign of life of the same kind.
-const SIGNS_LOOKED_AT: usize = 8;
 
 /// Which way something went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +144,7 @@ pub struct TranscriptEntry {
 }
 
 /// An entry as it is kept.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     seq: u64,
     at: Duration,
@@ -155,7 +154,7 @@ struct Entry {
     times: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Noted {
     Said(Said),
     Sign(Sign),
@@ -176,28 +175,17 @@ struct Short {
     len: u8,
 }
 
-#[derive(Debug, Default)]
-struct Ring {
-    entries: VecDeque<Entry>,
-    seq: u64,
-}
-
 /// The last things said on a link, over all of its streams.
 #[derive(Debug, Default)]
 pub struct Transcript {
-    ring: Mutex<Ring>,
+    ring: Mutex<ring::Ring>,
 }
 
 impl Transcript {
     /// Entries after number `after`, oldest first, and how many of these are gone already. The
     /// context value is blotted out wherever the peer planted it.
     pub fn after(&self, after: u64, context: &Secret) -> (Vec<TranscriptEntry>, u64) {
-        let (mut entries, first) = {
-            let ring = self.ring.lock();
-            let entries = ring.entries.iter().filter(|e| e.seq > after).map(Entry::told);
-            let entries: Vec<TranscriptEntry> = entries.collect();
-            (entries, ring.entries.front().map(|e| e.seq))
-        };
+        let (mut entries, first) = self.ring.lock().after(after);
         for entry in &mut entries {
             blot(&mut entry.said, context);
         }
@@ -253,41 +241,28 @@ impl Transcript {
     }
 
     fn add(&self, stream: u64, way: Way, noted: Noted, now: Duration) {
-        let mut ring = self.ring.lock();
-        ring.seq += 1;
-        let mut times = 1;
-        if let Noted::Sign(sign) = &noted {
-            let tail = ring.entries.iter().rev().take(SIGNS_LOOKED_AT);
-            let tail = tail.take_while(|e| e.stream == stream && matches!(e.noted, Noted::Sign(_)));
-            let same = tail.enumerate().find(|(_, e)| e.way == way && e.noted.is_like(sign));
-            if let Some(at) = same.map(|(back, _)| ring.entries.len() - 1 - back)
-                && let Some(old) = ring.entries.remove(at)
-            {
-                times += old.times;
-            }
-        }
-        if ring.entries.len() >= TRANSCRIPT_ENTRIES {
-            ring.entries.pop_front();
-        }
-        let seq = ring.seq;
-        ring.entries.push_back(Entry { seq, at: now, stream, way, noted, times });
+        self.ring.lock().push(stream, way, noted, now);
     }
 }
 
 impl Entry {
-    fn told(&self) -> TranscriptEntry {
-        let said = match &self.noted {
-            Noted::Said(said) => said.clone(),
+    fn told(self) -> TranscriptEntry {
+        let Entry { seq, at, stream, way, noted, times } = self;
+        let said = match noted {
+            Noted::Said(said) => said,
             Noted::Sign(sign) => sign.told(),
         };
-        let Entry { seq, at, stream, way, times, .. } = *self;
         TranscriptEntry { seq, at, stream, way, said, times }
     }
 }
 
 impl Noted {
-    fn is_like(&self, sign: &Sign) -> bool {
-        matches!(self, Noted::Sign(own) if std::mem::discriminant(own) == std::mem::discriminant(sign))
+    /// Whether both are signs of the same kind.
+    fn is_like(&self, other: &Noted) -> bool {
+        match (self, other) {
+            (Noted::Sign(a), Noted::Sign(b)) => std::mem::discriminant(a) == std::mem::discriminant(b),
+            _ => false,
+        }
     }
 }
 

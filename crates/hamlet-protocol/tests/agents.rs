@@ -2,17 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use hamlet_core::{PeerName, Rejection, RejectionCode};
+use hamlet_core::{Fqdn, PeerName, Rejection, RejectionCode};
+use hamlet_identity::{ForeignIdentity, RevocationLists, RevocationPolicy, fingerprint_of};
 use hamlet_protocol::link::{AppliedReport, Connection, LinkConfig};
 use hamlet_protocol::transcript::{Said, TranscriptEntry, Way};
-use hamlet_testkit::pki::TestCa;
+use hamlet_testkit::pki::{DAY, LeafSpec, TestCa};
 use hamlet_testkit::store::MemoryStore;
 use hamlet_testkit::{GENEROUS, eventually};
 
 mod common;
-use common::agent::{Agent, CONTEXT, names};
+use common::agent::{Agent, CONTEXT, Known, names};
 
 /// `shop` dials `bank`; both know each other.
 async fn two() -> (Agent, Agent) {
@@ -112,6 +114,61 @@ async fn when_both_dial_one_stream_is_left_and_both_directions_are_proven() {
     assert_ne!(a.dialled, b.dialled, "the same stream seen from both ends");
     shop.stop().await;
     bank.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_certificate_is_revoked_ends_and_comes_back_when_it_is_not() {
+    let (shop, bank) = two().await;
+    bank.publish("shop", &names(&["ledger"]));
+    shop.publish("bank", &[]);
+    eventually("synchronised", GENEROUS, || shop.link().is_proven() && bank.link().is_proven()).await;
+    assert_eq!(bank.link().status().proven_by, Some(shop.ca.agent_id().to_string()));
+    let believe = |crl: String| {
+        let mut trust = shop.ca.trust_as("shop");
+        let lists = RevocationLists::read(crl.as_bytes(), RevocationPolicy::default()).unwrap();
+        trust.revoked = Some(Arc::new(lists));
+        bank.trust.replace(vec![trust]).unwrap();
+    };
+    believe(shop.ca.crl(&[&shop.ca.agent()], DAY));
+    assert_eq!(bank.trust.failures().total(), 0, "another certificate is revoked");
+    believe(shop.ca.crl(&[&shop.leaf], DAY));
+    let down = |agent: &Agent| matches!(agent.link().status().connection, Connection::Down { .. });
+    eventually("the stream ends at the owner", GENEROUS, || down(&bank)).await;
+    assert_eq!(bank.link().status().proven_by, None);
+    let revoked = || bank.trust.failures().latest().is_some_and(|refusal| refusal.rule == "revoked");
+    eventually("the refusal is kept", GENEROUS, revoked).await;
+    assert_eq!(shop.imports(), ["ledger.bank.example"], "the imports outlive the stream");
+    shop.stop().await;
+    bank.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_are_proven_by_dns_name_or_fingerprint_where_that_is_configured() {
+    let by_name = ForeignIdentity::Dns(vec![Fqdn::parse("agent.shop.example").unwrap()]);
+    for (what, named) in [("dns", true), ("fingerprint", false)] {
+        let shop_ca = TestCa::new("shop.example");
+        let mut spec = LeafSpec::of(shop_ca.agent_id().as_str());
+        spec.dns = vec!["agent.shop.example".into()];
+        let leaf = shop_ca.leaf(spec);
+        let bank = Agent::start("bank", &shop_ca, "shop", None).await;
+        let mut trust = shop_ca.trust_as("shop");
+        trust.agent_ids.clear();
+        trust.foreign = Some(match named {
+            true => by_name.clone(),
+            false => ForeignIdentity::Fingerprints(vec![fingerprint_of(&leaf.chain[0])]),
+        });
+        bank.trust.replace(vec![trust]).unwrap();
+        let known = [Known { name: "bank", ca: &bank.ca, address: Some(bank.address) }];
+        let shop = Agent::presenting("shop", shop_ca, leaf, MemoryStore::new(), &known).await;
+        bank.publish("shop", &names(&["ledger"]));
+        shop.publish("bank", &names(&["cart"]));
+        eventually("both proven", GENEROUS, || shop.link().is_proven() && bank.link().is_proven()).await;
+        let proof = bank.link().status().proven_by.unwrap_or_default();
+        let expected = if named { "dns:agent.shop.example" } else { "sha256:" };
+        assert!(proof.starts_with(expected), "{what}: {proof}");
+        shop.stop().await;
+        bank.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,7 +27,7 @@ async fn bank() -> (Agent, ProvenPeer) {
     bank.publish("shop", &[]);
     let proven = ProvenPeer {
         peer: PeerName::parse("shop").unwrap(),
-        id: shop.agent_id(),
+        id: shop.agent_id().into(),
         role: Role::Agent,
         fingerprint: [0; 32],
         not_after: Duration::MAX,

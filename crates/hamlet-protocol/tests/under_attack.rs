@@ -97,7 +97,8 @@ async fn what_each_attack_costs_an_honest_peer_while_it_goes_on() {
         println!("{:24} {changes:>8} {:>12.1} {more:>12} {connections:>12}", one.name, ms(p99(took)));
         assert_eq!(stage.bank.failed_tasks(), Vec::<String>::new());
     }
-    stage.close().await;
+    // Not with the check of exactly what is imported: the guard holds back some of what went.
+    stage.end().await;
 }
 
 fn ms(time: Duration) -> f64 {

@@ -5,10 +5,12 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod rarely;
 pub mod shutdown;
 pub mod supervisor;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use rarely::rarely;
 pub use shutdown::Shutdown;
 pub use supervisor::{Executor, Spawner, Supervisor, Task, TaskReport, TaskState};

@@ -13,6 +13,7 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
+use crate::rarely::rarely;
 use crate::shutdown::Shutdown;
 
 /// How a task is doing.
@@ -134,15 +135,20 @@ impl Spawner {
         let report = TaskReport { name: name.clone(), state: TaskState::Running };
         self.inner.tasks.lock().insert(id, report);
         let inner = self.inner.clone();
+        let forced = self.inner.shutdown.clone();
+        let mut forced = rarely(async move { forced.forced().await });
+        // On the heap once: moved into the block below, it would take its place there twice.
+        let mut task = Box::pin(std::panic::AssertUnwindSafe(task).catch_unwind());
         let guarded = async move {
             let outcome = tokio::select! {
                 biased;
-                () = inner.shutdown.forced() => Ok(()),
-                out = std::panic::AssertUnwindSafe(task).catch_unwind() => match out {
+                () = &mut forced => Ok(()),
+                out = &mut task => match out {
                     Ok(result) => result.map_err(|e| e.to_string()),
                     Err(panic) => Err(format!("panicked: {}", panic_text(&*panic))),
                 },
             };
+            drop(task);
             let mut tasks = inner.tasks.lock();
             match outcome {
                 Ok(()) => {

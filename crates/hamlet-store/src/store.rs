@@ -204,8 +204,23 @@ impl Store {
 
     /// Removes a named document, durably; that there is none is no error.
     pub fn remove_document(&self, name: &str) -> CommitFuture {
-        let key = name.as_bytes().to_vec();
-        self.submit(Ok(vec![Write::Remove { table: Table::Documents, key }]))
+        self.put_documents(vec![(name.to_owned(), None)])
+    }
+
+    /// Makes several named documents durable in one transaction; `None` removes one. The same rules
+    /// as for [`ImportStore::commit`].
+    pub fn put_documents(&self, documents: Vec<(String, Option<Vec<u8>>)>) -> CommitFuture {
+        let writes = documents.into_iter().map(|(name, bytes)| {
+            let key = name.into_bytes();
+            match bytes {
+                Some(bytes) => {
+                    let value = frame::seal(Table::Documents, &key, &bytes);
+                    fitting(Table::Documents, key, value)
+                }
+                None => Ok(Write::Remove { table: Table::Documents, key }),
+            }
+        });
+        self.submit(writes.collect())
     }
 
     /// How the store is doing.

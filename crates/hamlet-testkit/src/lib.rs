@@ -4,6 +4,8 @@
 
 pub mod chaos;
 mod eventually;
+pub mod law;
+pub mod matrix;
 pub mod pki;
 #[cfg(feature = "session")]
 pub mod session;

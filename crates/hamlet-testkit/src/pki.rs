@@ -11,8 +11,9 @@ use hamlet_core::{PeerName, SpiffeId, TrustDomain};
 use hamlet_identity::{LocalIdentity, PeerTrust, TrustBundle, TrustTable};
 use hamlet_runtime::{Clock, SystemClock};
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, GeneralSubtree, IsCa,
-    Issuer, KeyPair, NameConstraints, PublicKeyData, SanType, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CustomExtension, DistinguishedName,
+    DnType, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, NameConstraints, PublicKeyData,
+    RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
 };
 pub use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use rustls_pki_types::pem::PemObject;
@@ -222,13 +223,31 @@ impl TestCa {
 
     /// What another mesh configures to believe this one as `peer`: agent and gateway ids.
     pub fn trust_as(&self, peer: &str) -> PeerTrust {
-        PeerTrust {
-            peer: PeerName::parse(peer).expect("a peer name"),
-            trust_domain: self.domain.clone(),
-            bundle: self.bundle(),
-            agent_ids: vec![self.agent_id()],
-            gateway_ids: vec![self.gateway_id()],
-        }
+        let peer = PeerName::parse(peer).expect("a peer name");
+        PeerTrust::new(peer, self.bundle(), vec![self.agent_id()], vec![self.gateway_id()])
+    }
+
+    /// A revocation list of this CA in PEM, good for `seconds` from now (negative: outdated since).
+    pub fn crl(&self, revoked: &[&TestLeaf], seconds: i64) -> String {
+        let at = |offset: i64| {
+            let seconds = i64::try_from(self.now.as_secs()).expect("a time of today") + offset;
+            OffsetDateTime::from_unix_timestamp(seconds).expect("a time that can be written")
+        };
+        let entry = |leaf: &&TestLeaf| RevokedCertParams {
+            serial_number: SerialNumber::from(serial_of(&leaf.chain[0])),
+            revocation_time: at(-HOUR),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: at(seconds.min(0) - DAY),
+            next_update: at(seconds),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).expect("a list").pem().expect("PEM")
     }
 
     /// A good leaf for the agent.
@@ -307,6 +326,14 @@ impl TestLeaf {
         write_key(&key, &self.key_pem);
         (cert, key)
     }
+}
+
+/// The content of a certificate's serial number.
+fn serial_of(der: &CertificateDer<'_>) -> Vec<u8> {
+    // Certificate and TBSCertificate have lengths of two bytes; the version is five bytes long.
+    const SERIAL_AT: usize = 4 + 4 + 5;
+    let length = usize::from(der[SERIAL_AT + 1]);
+    der[SERIAL_AT + 2..SERIAL_AT + 2 + length].to_vec()
 }
 
 /// A table of the system's clock that believes `peers`.

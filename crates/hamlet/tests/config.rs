@@ -219,6 +219,52 @@ fn a_loaded_configuration_has_what_was_written_and_the_defaults() {
 }
 
 #[test]
+fn a_peer_without_spiffe_ids_and_its_revocation_lists_are_read_as_written() {
+    use hamlet_identity::{ForeignIdentity, Lenience, RevocationPolicy};
+    let with = |spec: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        copy_into(&golden().join("base"), folder.path());
+        let head = "apiVersion: hamlet.dev/v1\nkind: Peer\nmetadata: {name: globex}\nspec:\n  trustDomain: globex.example\n  \
+                    trust: {bundle: peers/globex-ca.pem}\n";
+        fs::write(folder.path().join("peer.yaml"), format!("{head}{spec}")).unwrap();
+        let peer = load(folder.path()).unwrap().config.peers.into_values().next().unwrap();
+        (peer.identity, peer.crl.map(|crl| crl.policy), peer.agent_ids.len() + peer.gateway_ids.len())
+    };
+    let ids = "  agentIds: [\"spiffe://globex.example/a\"]\n  gatewayIds: [\"spiffe://globex.example/g\"]\n";
+    let names = vec![hamlet_core::Fqdn::parse("agent.globex.example").unwrap()];
+    let digits = "0Aff".repeat(16);
+    let pairs: Vec<&str> = (0..32).map(|i| &digits[2 * i..2 * i + 2]).collect();
+    let print = [[0x0a, 0xff]; 16].concat().try_into().unwrap();
+    let strict = RevocationPolicy::default();
+    let open = RevocationPolicy { stale: Lenience::Accept, unlisted: Lenience::Accept };
+    for (spec, identity, policy, count) in [
+        (ids.to_owned(), None, None, 2),
+        ("  identity: {dns: [AGENT.globex.example]}\n".into(), Some(ForeignIdentity::Dns(names)), None, 0),
+        (
+            format!("  identity: {{fingerprint: [\"sha256:{digits}\"]}}\n"),
+            Some(ForeignIdentity::Fingerprints(vec![print])),
+            None,
+            0,
+        ),
+        (
+            format!("  identity: {{fingerprint: [\"sha256:{}\"]}}\n", pairs.join(":")),
+            Some(ForeignIdentity::Fingerprints(vec![print])),
+            None,
+            0,
+        ),
+        (format!("{ids}  crl: {{file: peers/globex-ca.pem}}\n"), None, Some(strict), 2),
+        (
+            format!("{ids}  crl: {{file: peers/globex-ca.pem, stale: accept, unlisted: accept}}\n"),
+            None,
+            Some(open),
+            2,
+        ),
+    ] {
+        assert_eq!(with(&spec), (identity, policy, count), "{spec}");
+    }
+}
+
+#[test]
 fn the_reference_page_and_the_schemas_are_up_to_date() {
     let reference = root().join("docs/reference");
     committed(&reference.join("configuration.md"), &schema::reference_markdown());

@@ -80,13 +80,9 @@ impl Identities {
         let believed = |peer: &String| -> anyhow::Result<PeerTrust> {
             let trust_domain = TrustDomain::parse(&format!("{peer}.example"))?;
             let bundle = std::fs::read(folder.join(format!("{peer}-ca.pem")))?;
-            Ok(PeerTrust {
-                peer: PeerName::parse(peer)?,
-                agent_ids: vec![trust_domain.id("agent")?],
-                gateway_ids: vec![trust_domain.id("gateway")?],
-                bundle: Arc::new(TrustBundle::from_pem(trust_domain.clone(), &bundle)?),
-                trust_domain,
-            })
+            let (agent, gateway) = (trust_domain.id("agent")?, trust_domain.id("gateway")?);
+            let bundle = Arc::new(TrustBundle::from_pem(trust_domain, &bundle)?);
+            Ok(PeerTrust::new(PeerName::parse(peer)?, bundle, vec![agent], vec![gateway]))
         };
         let trust = TrustTable::new(SystemClock::shared());
         trust.replace(peers.iter().map(believed).collect::<anyhow::Result<Vec<_>>>()?)?;

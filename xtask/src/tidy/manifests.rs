@@ -21,6 +21,7 @@ const BELOW: &[(&str, &[&str])] = &[
     ("hamlet-gateway", PARTS),
     ("hamlet-store", PARTS),
     ("hamlet-admin", PARTS),
+    ("hamlet-peering", PARTS),
     // Judges the protocol from outside: it shares nothing with what it tests.
     ("hamlet-conformance", &["hamlet-runtime"]),
     // For development only: it plays protocol and store against each other, and nothing uses it.
@@ -39,6 +40,7 @@ const BELOW: &[(&str, &[&str])] = &[
             "hamlet-gateway",
             "hamlet-store",
             "hamlet-admin",
+            "hamlet-peering",
             "hamlet-conformance",
         ],
     ),
@@ -68,11 +70,21 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustls", &["hamlet-identity", "hamlet-gateway", "hamlet-conformance", "hamlet-testkit", FUZZ]),
     (
         "tokio-rustls",
-        &["hamlet-protocol", "hamlet-gateway", "hamlet-conformance", "hamlet-testkit", "hamlet", XTASK],
+        &[
+            "hamlet-protocol",
+            "hamlet-gateway",
+            "hamlet-conformance",
+            "hamlet-testkit",
+            "hamlet-peering",
+            "hamlet",
+            XTASK,
+        ],
     ),
     ("rustls-webpki", &["hamlet-identity"]),
     ("x509-parser", &["hamlet-identity"]),
     ("rcgen", &["hamlet-identity", "hamlet-conformance", "hamlet-testkit"]),
+    ("aws-lc-rs", &["hamlet-peering"]),
+    ("bip39", &["hamlet-peering"]),
     ("redb", &["hamlet-store", HARDSHIP, FUZZ]),
     ("postcard", &["hamlet-store", FUZZ]),
     ("axum", &["hamlet-admin"]),

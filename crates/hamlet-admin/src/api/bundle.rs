@@ -30,7 +30,7 @@ pub struct AuthorityStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BundleStatus {
-    /// How what is in force came: `file`, `endpoint` or `operator`; absent when nothing is in force.
+    /// How what is in force came: `file`, `token`, `endpoint` or `operator`; absent when nothing is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The file of the bundle, or of the first one.

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod bundle;
 pub mod list;
 pub mod peer;
+pub mod peering;
 pub mod policy;
 pub mod service;
 pub mod transcript;
@@ -21,8 +22,12 @@ pub use agent::{
 pub use bundle::{AuthorityStatus, BundleSet, BundleSetError, BundleStatus, OwnBundle};
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{
-    BeatStatus, Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof,
+    BeatStatus, CrlStatus, Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof,
     PublishProgress, RefusedService, RoundsStatus, StallKind, StallStatus, UnsaidService, WindowStatus,
+};
+pub use peering::{
+    InvitationStatus, Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer, PeeringRequest,
+    PeeringStanding, PeeringTerms, TokenText,
 };
 pub use policy::{ImportStatus, PublicationStatus};
 pub use service::{InstanceStatus, Origin, Programming, ServiceStatus, Standing};

@@ -506,6 +506,38 @@ pub struct Event {
     pub age_ms: u64,
 }
 
+/// The revocation lists of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CrlStatus {
+    /// How many lists there are, one a CA.
+    pub lists: u64,
+    /// How many certificates they revoke.
+    pub revoked: u64,
+    /// How long the first of them is good still; absent once it is outdated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub good_ms: Option<u64>,
+    /// For how long the first of them has been outdated; absent while none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outdated_ms: Option<u64>,
+    /// Whether the peer is refused because of that.
+    pub refuses: bool,
+}
+
+impl fmt::Display for CrlStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lists: {}, revoked: {}", self.lists, self.revoked)?;
+        match (self.good_ms, self.outdated_ms) {
+            (_, Some(ms)) if self.refuses => {
+                write!(f, ", OUTDATED for {}: nobody is believed on it, renew it", human_age(ms))
+            }
+            (_, Some(ms)) => write!(f, ", outdated for {}, which is allowed", human_age(ms)),
+            (Some(ms), None) => write!(f, ", good for {}", human_age(ms)),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -523,6 +555,13 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// Age of that state.
     pub state_age_ms: u64,
+    /// What in its certificate proved the present connection: a SPIFFE id, `dns:` and a name, or
+    /// `sha256:` and a fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_by: Option<String>,
+    /// Its revocation lists, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl: Option<CrlStatus>,
     /// The version of the protocol in use, or that worked last, or that is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
@@ -568,6 +607,9 @@ pub struct PeerStatus {
     /// Refused handshakes in this peer's name, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub auth_failures: Vec<Event>,
+    /// Its Peer document, if a token made it: as it could stand in a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
 }
 
 impl Listed for PeerStatus {

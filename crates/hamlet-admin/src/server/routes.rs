@@ -36,6 +36,7 @@ pub fn admin_router(source: Arc<dyn StateSource>, stop: Shutdown) -> Router {
         .route("/v1/transcript/{peer}", get(transcript))
         .route("/v1/bundle", get(own_bundle))
         .route("/v1/bundle/{peer}", post(set_bundle))
+        .route("/v1/peering", post(peering))
         .route("/v1/reload", post(reload))
         .route("/v1/reload/confirm-withdrawals", post(confirm_withdrawals))
         .merge(health_routes())
@@ -214,6 +215,29 @@ async fn reload(State(app): State<App>) -> Response {
 
 async fn confirm_withdrawals(State(app): State<App>) -> Response {
     Json(Confirmed { released: app.source.confirm_withdrawals() }).into_response()
+}
+
+async fn peering(State(app): State<App>, body: Bytes) -> Response {
+    let parsed = (body.len() <= limits::BODY_BYTES).then(|| serde_json::from_slice(&body).ok()).flatten();
+    let Some(request) = parsed else {
+        // What the body says isn't quoted: a token may be in it.
+        let message =
+            "the body is no peering request; do the command and the agent have one version?".to_owned();
+        let body = ApiError { code: ErrorCode::Request, message, candidates: vec![], problems: None };
+        return error(StatusCode::BAD_REQUEST, body);
+    };
+    match app.source.peering(request).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(refused) => {
+            let status = match refused.code {
+                ErrorCode::NotFound => StatusCode::NOT_FOUND,
+                ErrorCode::Configuration => StatusCode::UNPROCESSABLE_ENTITY,
+                ErrorCode::Ambiguous => StatusCode::CONFLICT,
+                ErrorCode::Method | ErrorCode::Request => StatusCode::BAD_REQUEST,
+            };
+            error(status, refused)
+        }
+    }
 }
 
 /// `?after=SEQ`: only what came later than that entry.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, BundleSet, BundleSetError, ConfigStatus, ImportStatus, InstanceStatus, Origin, OwnBundle,
-    PeerState, PeerStatus, Programming, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport,
-    ServiceStatus, StoreStatus, TranscriptLine, TranscriptPage,
+    AgentStatus, ApiError, BundleSet, BundleSetError, ConfigStatus, ErrorCode, ImportStatus, InstanceStatus,
+    Origin, OwnBundle, PeerState, PeerStatus, PeeringAnswer, PeeringList, PeeringRequest, Programming,
+    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine,
+    TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::{AdminSocket, BoxFuture, Client, MetricsText, StateSource};
@@ -103,6 +104,20 @@ impl StateSource for Fake {
         };
         Box::pin(async move { answer })
     }
+    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+        let missing = || ApiError {
+            code: ErrorCode::NotFound,
+            message: "there is no such peer".to_owned(),
+            candidates: vec![],
+            problems: None,
+        };
+        let answer = match request {
+            PeeringRequest::List => Ok(PeeringAnswer::List(PeeringList::default())),
+            _ => Err(missing()),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
     fn metrics_text(&self) -> String {
         let (agent, peers) = (self.agent(), self.peers());
         let scrape = Scrape { agent: &agent, peers: &peers, services: &[], readiness: &[] };

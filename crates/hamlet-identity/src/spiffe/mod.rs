@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bundle::{BundleError, TrustBundle};
 use crate::inspect::plain;
+use crate::trust::Fingerprint;
 
 pub use held::{ADDITIONS_WAIT_MIN, BundleChange, BundleRefusal, Channel, HeldBundle, SEQUENCE_JUMP_MAX};
 pub use json::{JSON_DEPTH_MAX, JSON_VALUES_MAX};
@@ -112,8 +113,19 @@ impl SpiffeBundle {
 
     /// Reads any of the formats: PEM, a JWK set, or a bundle map with an entry for `domain`.
     pub fn from_bytes(domain: TrustDomain, bytes: &[u8]) -> Result<SpiffeBundle, BundleError> {
+        SpiffeBundle::from_bytes_pinned(domain, bytes, &[])
+    }
+
+    /// The same for a peer that is known by fingerprint: in PEM a certificate with one of `pinned`
+    /// may stand without being a CA ([`TrustBundle::from_pem_pinned`]). The other formats have CAs
+    /// only.
+    pub fn from_bytes_pinned(
+        domain: TrustDomain,
+        bytes: &[u8],
+        pinned: &[Fingerprint],
+    ) -> Result<SpiffeBundle, BundleError> {
         if bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
-            return TrustBundle::from_pem(domain, bytes).map(SpiffeBundle::of);
+            return TrustBundle::from_pem_pinned(domain, bytes, pinned).map(SpiffeBundle::of);
         }
         let document = object(bytes)?;
         if !document.contains_key(TRUST_DOMAINS) {

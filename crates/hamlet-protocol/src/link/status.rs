@@ -43,6 +43,8 @@ pub struct LinkStatus {
     pub last_error: Option<String>,
     /// Whether the active stream was dialled by us.
     pub dialled: bool,
+    /// What in its certificate proved the peer, while there is a stream.
+    pub proven_by: Option<String>,
     /// What the peer said of itself.
     pub class: PeerClass,
     /// The version in use, or the one that worked last, or the configured one.
@@ -141,6 +143,9 @@ impl<J: LinkJudge> Link<J> {
             age: now.saturating_sub(since),
             last_error,
             dialled: false,
+            proven_by: (cell.is_some() || served.is_some())
+                .then(|| self.proven_by.lock().as_ref().map(ToString::to_string))
+                .flatten(),
             class: PeerClass::Unknown,
             version,
             version_note: version_note(&config, version, served.is_some()),

@@ -100,13 +100,7 @@ impl Peer {
         let bundle = TrustBundle::from_pem(domain.clone(), ca_pem)
             .map_err(|e| PeerError::Bundle(name.to_owned(), e))?;
         let id = domain.id(AGENT_ID_PATH).map_err(spiffe)?;
-        let trust = PeerTrust {
-            peer,
-            trust_domain: domain,
-            bundle: Arc::new(bundle),
-            agent_ids: vec![id],
-            gateway_ids: vec![],
-        };
+        let trust = PeerTrust::new(peer, Arc::new(bundle), vec![id], vec![]);
         Ok(Peer { trust, address: None, context: Secret::default() })
     }
 

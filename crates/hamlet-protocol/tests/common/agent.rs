@@ -14,6 +14,7 @@ use hamlet_core::lease::NameLeases;
 use hamlet_core::offers::{IngressOffer, PublicationInputs};
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{CallerForm, DnsLabel, Fqdn, LocalInstance, LocalService, PeerName, Protocol, ServiceName};
+use hamlet_identity::TrustTable;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::{Dialect, Secret};
@@ -22,7 +23,7 @@ use hamlet_protocol::limits::SharedLimits;
 use hamlet_protocol::link::{Link, LinkConfig, LinkContext};
 use hamlet_protocol::server::{AgentServer, Links, ServerContext};
 use hamlet_runtime::{Clock, Shutdown, Supervisor, SystemClock, TaskState};
-use hamlet_testkit::pki::{TestCa, trust_table};
+use hamlet_testkit::pki::{TestCa, TestLeaf, trust_table};
 use hamlet_testkit::store::MemoryStore;
 
 use super::{rules, service};
@@ -59,12 +60,16 @@ pub struct Agent {
     pub name: &'static str,
     /// Its own CA.
     pub ca: TestCa,
+    /// What it presents.
+    pub leaf: TestLeaf,
     /// What outlives it.
     pub store: Arc<MemoryStore>,
     /// Its views.
     pub publications: Arc<Offered>,
     /// Its imports.
     pub catalogue: ImportedCatalogue,
+    /// Whom it believes.
+    pub trust: Arc<TrustTable>,
     /// Its links by peer.
     pub links: Links,
     /// Its tasks.
@@ -121,12 +126,35 @@ impl Agent {
         peers: &[Known<'_>],
         manner: Manner,
     ) -> Agent {
+        let leaf = ca.agent();
+        Agent::whole(name, ca, leaf, store, peers, manner).await
+    }
+
+    /// An agent that presents a leaf of its own.
+    pub async fn presenting(
+        name: &'static str,
+        ca: TestCa,
+        leaf: TestLeaf,
+        store: Arc<MemoryStore>,
+        peers: &[Known<'_>],
+    ) -> Agent {
+        Agent::whole(name, ca, leaf, store, peers, Manner::default()).await
+    }
+
+    async fn whole(
+        name: &'static str,
+        ca: TestCa,
+        leaf: TestLeaf,
+        store: Arc<MemoryStore>,
+        peers: &[Known<'_>],
+        manner: Manner,
+    ) -> Agent {
         let clock = SystemClock::shared();
         let shutdown = Shutdown::new();
         let supervisor = Supervisor::new(shutdown.clone());
         let spawner = supervisor.spawner();
         let trust = trust_table(peers.iter().map(|p| p.ca.trust_as(p.name)).collect());
-        let identity = ca.agent().identity();
+        let identity = leaf.identity();
         let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {
@@ -159,7 +187,7 @@ impl Agent {
         let address = server.local_addr();
         let server_context = ServerContext {
             links: links.clone(),
-            trust,
+            trust: trust.clone(),
             identity,
             clock: clock.clone(),
             spawner: spawner.clone(),
@@ -168,9 +196,11 @@ impl Agent {
         Agent {
             name,
             ca,
+            leaf,
             store,
             publications,
             catalogue,
+            trust,
             links,
             supervisor,
             shutdown,

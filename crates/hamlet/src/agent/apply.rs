@@ -57,7 +57,12 @@ impl Agent {
         let loaded = match reading {
             Ok(snapshot) if snapshot.files.is_empty() => Err(config::nothing_to_read(&self.path)),
             Ok(snapshot) => {
-                let parse = move || config::load_sources(snapshot.files);
+                let (data, ledger) = (self.config().mesh.data.clone(), self.peering.ledger());
+                let parse = move || {
+                    let mut sources = snapshot.files;
+                    sources.extend(config::made::sources(&data, ledger.peers.values()));
+                    config::load_sources(sources)
+                };
                 match self.spawner.spawn_blocking(parse).await {
                     Ok(loaded) => loaded,
                     Err(_) => return,
@@ -125,16 +130,17 @@ impl Agent {
         }
     }
 
-    /// Watches certificates, bundles and secrets; anew when the set of files changes.
+    /// Watches certificates, bundles, revocation lists and secrets; anew when the set of files changes.
     fn watch_certificates(self: &Arc<Agent>) {
         let config = self.config();
         let secrets = config.peers.values().filter_map(|p| p.context.as_ref()).map(|c| c.path.clone());
+        let lists = config.peers.values().filter_map(|p| p.crl.as_ref()).map(|c| c.path.clone());
+        let bundles = config.peers.values().filter_map(|p| p.bundle.clone());
         let identity = &config.mesh.identity;
         let web = config.mesh.bundle_endpoint.as_ref().and_then(|e| e.web.as_ref());
         let web = web.into_iter().flat_map(|pair| [pair.cert.clone(), pair.key.clone()]);
         let ours = identity.ca.iter().map(|ca| ca.cert.clone()).chain(identity.bundle.clone()).chain(web);
-        let files: BTreeSet<PathBuf> =
-            config.peers.values().filter_map(|p| p.bundle.clone()).chain(secrets).chain(ours).collect();
+        let files: BTreeSet<PathBuf> = bundles.chain(lists).chain(secrets).chain(ours).collect();
         let identities = vec![self.agent_identity.clone(), self.gateway_identity.clone()];
         let watch = IdentityWatch::new(identities).with_files(files);
         let mut changed = watch.files_changed();
@@ -146,7 +152,7 @@ impl Agent {
         let agent = self.clone();
         self.spawner.spawn("bundles", async move {
             while let Some(Ok(())) = shutdown.or_begun(changed.changed()).await {
-                tracing::info!("a bundle or secret changed");
+                tracing::info!("a bundle, a revocation list or a secret changed");
                 let config = agent.config();
                 agent.believe();
                 agent.refresh_own_bundle().await;

@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::Agent;
 use super::bundles::BundleServer;
+use super::peering::PeeringAnnex;
 use crate::config::{Config, PairFiles};
 
 /// Who we are, whom we trust, and the gateway, which lives on a runtime of its own.
@@ -111,6 +112,7 @@ pub(super) async fn start(agent: &Arc<Agent>, admin: &Spawner) -> anyhow::Result
     let mut note = |name: &str, address: SocketAddr| listeners.push((name.to_owned(), address.to_string()));
     if let Some(address) = config.mesh.listen.agent {
         let server = AgentServer::bind(address).await?.limited(agent.connection_limits.clone());
+        let server = server.with_annex(Arc::new(PeeringAnnex(agent.clone())));
         note("agent", server.local_addr());
         let context = ServerContext {
             links: agent.links.clone(),

@@ -283,6 +283,7 @@ pub(super) fn peer_status(l: &LinkStatus, publishes: bool, imports: bool) -> Pee
             _ => None,
         },
         state: peer_state(l),
+        proven_by: l.proven_by.clone(),
         version: l.version.map(|v| v.to_string()),
         version_note: l.version_note.clone(),
         hello: match &l.class {
@@ -398,6 +399,7 @@ mod tests {
             connection: Connection::Up,
             age: T(50),
             last_error: None,
+            proven_by: None,
             dialled: true,
             class,
             version: None,

@@ -9,7 +9,8 @@ pub(crate) mod bundles;
 mod expiry;
 mod listeners;
 mod liveness;
-mod peers;
+mod peering;
+pub(crate) mod peers;
 mod policy;
 mod sinks;
 mod state;
@@ -30,6 +31,7 @@ use crate::cli::agent::{AgentOptions, LogFormat};
 use crate::cli::exit::{Exit, Failure};
 use crate::config::{self, Loaded};
 
+use peering::Kept;
 pub(crate) use state::Agent;
 
 /// Longest time that streams and connections may take to end in order.
@@ -44,7 +46,7 @@ pub fn run(options: &AgentOptions) -> anyhow::Result<ExitCode> {
 
 /// The same by any clock, for tests that can't wait.
 pub fn run_by(options: &AgentOptions, clock: Arc<dyn Clock>) -> anyhow::Result<ExitCode> {
-    let (snapshot, loaded) = read(&options.config)?;
+    let (snapshot, loaded, kept) = read(&options.config, &clock)?;
     start_logging(options, &loaded);
     for warning in &loaded.warnings {
         tracing::warn!(%warning, "configuration");
@@ -52,7 +54,7 @@ pub fn run_by(options: &AgentOptions, clock: Arc<dyn Clock>) -> anyhow::Result<E
     let control = runtime("control")?;
     // Of its own, so that a busy control plane can't slow traffic.
     let traffic = runtime("traffic")?;
-    let outcome = control.block_on(live(options, clock, snapshot, loaded, &traffic));
+    let outcome = control.block_on(live(options, clock, snapshot, (loaded, kept), &traffic));
     traffic.shutdown_timeout(FORCE);
     control.shutdown_timeout(FORCE);
     outcome
@@ -66,7 +68,8 @@ fn runtime(name: &'static str) -> anyhow::Result<Runtime> {
         .context("the system gives no threads for the runtime")
 }
 
-fn read(path: &Path) -> anyhow::Result<(FolderSnapshot, Loaded)> {
+/// Reads the files, and with them the peers that tokens made: those are in the store.
+fn read(path: &Path, clock: &Arc<dyn Clock>) -> anyhow::Result<(FolderSnapshot, Loaded, Kept)> {
     let failed = |problems: config::Problems| -> anyhow::Error {
         eprint!("{}", problems.render(false));
         Failure::new(
@@ -80,8 +83,16 @@ fn read(path: &Path) -> anyhow::Result<(FolderSnapshot, Loaded)> {
     if snapshot.files.is_empty() {
         return Err(failed(config::nothing_to_read(path)));
     }
-    let loaded = config::load_sources(snapshot.files.clone()).map_err(failed)?;
-    Ok((snapshot, loaded))
+    let mesh = config::mesh_in(&snapshot.files);
+    let kept = mesh.as_ref().map(|mesh| Kept::open(&mesh.data, clock)).transpose()?.unwrap_or_default();
+    let mut sources = snapshot.files.clone();
+    if let Some(mesh) = &mesh {
+        sources.extend(config::made::sources(&mesh.data, kept.ledger.peers.values()));
+    }
+    let loaded = config::load_sources(sources).map_err(failed)?;
+    config::made::write(&loaded.config.mesh.data, kept.ledger.peers.values())
+        .context("the peers made by token can't be written into the data folder; check its owner and mode")?;
+    Ok((snapshot, loaded, kept))
 }
 
 fn start_logging(options: &AgentOptions, loaded: &Loaded) {
@@ -117,7 +128,7 @@ async fn live(
     options: &AgentOptions,
     clock: Arc<dyn Clock>,
     snapshot: FolderSnapshot,
-    loaded: Loaded,
+    (loaded, kept): (Loaded, Kept),
     traffic: &Runtime,
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen()?;
@@ -128,7 +139,7 @@ async fn live(
         admin: Supervisor::new(admin.clone()),
     };
     let drain = loaded.config.mesh.egress.drain.min(DRAIN_MAX);
-    let started = start(options, clock, snapshot, loaded, traffic, &supervisors).await;
+    let started = start(options, clock, snapshot, (loaded, kept), traffic, &supervisors).await;
     let agent = match started {
         Ok(agent) => agent,
         Err(error) => {
@@ -178,13 +189,13 @@ async fn start(
     options: &AgentOptions,
     clock: Arc<dyn Clock>,
     snapshot: FolderSnapshot,
-    loaded: Loaded,
+    (loaded, kept): (Loaded, Kept),
     traffic: &Runtime,
     supervisors: &Supervisors,
 ) -> anyhow::Result<Arc<Agent>> {
     let gateway_spawner = supervisors.traffic.spawner();
     let entered = listeners::gateway(&loaded.config, clock.clone(), gateway_spawner, traffic).await?;
-    let agent = Agent::open(options, clock, loaded, entered, supervisors.control.spawner()).await?;
+    let agent = Agent::open(options, clock, (loaded, kept), entered, supervisors.control.spawner()).await?;
     // What the store kept is served before any peer is reached.
     agent.refresh_own_bundle().await;
     agent.start_peers().await;
@@ -193,6 +204,7 @@ async fn start(
     agent.start_watching_expiry();
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
+    agent.finish_leaving().await;
     agent.start_bundles().await;
     agent.watch_files(snapshot);
     bound.log();

@@ -1,10 +1,13 @@
 //! Peers as configured: whom we trust, and one link each, reconciled like any other state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
-use hamlet_identity::{PeerTrust, TrustTable};
+use hamlet_identity::{CRL_BYTES_MAX, PeerTrust, RevocationLists, TrustBundle, TrustTable};
+use hamlet_peering::Ledger;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::{Dialect, Secret};
 use hamlet_protocol::importer::{COMMIT_DEADLINE, ImportSettings};
@@ -12,31 +15,36 @@ use hamlet_protocol::link::{Link, LinkConfig};
 
 use super::Agent;
 use super::bundles::PeerBundles;
-use crate::config::{Config, Extensions, HoldTime, PeerConfig, Resync, Version};
+use crate::config::{Config, CrlFile, Extensions, HoldTime, PeerConfig, Resync, Version};
 
 /// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
 /// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
-/// streams: without the value it would come in unasked.
+/// streams: without the value it would come in unasked. One made by token whose words nobody has
+/// confirmed isn't trusted either.
 pub(super) fn trust_of(
     config: &Config,
+    ledger: &Ledger,
     bundles: &PeerBundles,
     trust: &TrustTable,
 ) -> BTreeMap<PeerName, String> {
     let mut distrusted = BTreeMap::new();
     let mut peers = vec![];
     for peer in config.peers.values() {
+        if ledger.peers.get(&peer.name).is_some_and(|made| !made.confirmed) {
+            let why = format!(
+                "the words are not confirmed: compare them, then `hamlet peer confirm {}`",
+                peer.name
+            );
+            distrusted.insert(peer.name.clone(), why);
+            continue;
+        }
         if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
             tracing::error!(peer = %peer.name, %error, "the context value can't be read; the peer gets no streams");
             distrusted.insert(peer.name.clone(), format!("the context value can't be read: {error}"));
         }
-        match bundles.of(peer) {
-            Ok(bundle) => peers.push(PeerTrust {
-                peer: peer.name.clone(),
-                trust_domain: peer.trust_domain.clone(),
-                bundle: Arc::new(bundle),
-                agent_ids: peer.agent_ids.clone(),
-                gateway_ids: peer.gateway_ids.clone(),
-            }),
+        let bundle = bundles.of(peer, ledger.peers.get(&peer.name));
+        match bundle.and_then(|bundle| trusted(peer, bundle)) {
+            Ok(trust) => peers.push(trust),
             Err(why) => {
                 tracing::error!(peer = %peer.name, %why, "this peer is not trusted");
                 distrusted.insert(peer.name.clone(), why);
@@ -50,11 +58,36 @@ pub(super) fn trust_of(
     distrusted
 }
 
+/// What proves a peer: this bundle, and what its files say. A list of revoked certificates that
+/// can't be read leaves the peer without trust: nobody knows whom it would revoke.
+pub(crate) fn trusted(peer: &PeerConfig, bundle: TrustBundle) -> Result<PeerTrust, String> {
+    let (agents, gateways) = (peer.agent_ids.clone(), peer.gateway_ids.clone());
+    let mut trust = PeerTrust::new(peer.name.clone(), Arc::new(bundle), agents, gateways);
+    trust.foreign.clone_from(&peer.identity);
+    trust.revoked = peer.crl.as_ref().map(revoked).transpose()?.map(Arc::new);
+    Ok(trust)
+}
+
+/// The peer's revocation lists.
+pub(crate) fn revoked(crl: &CrlFile) -> Result<RevocationLists, String> {
+    let path = crl.path.display();
+    let bytes = read_up_to(&crl.path, CRL_BYTES_MAX)
+        .map_err(|e| format!("{path}: {e}; put the revocation lists of the peer's CAs there"))?;
+    RevocationLists::read(&bytes, crl.policy).map_err(|e| format!("{path}: {e}"))
+}
+
+/// The file's bytes, at most one more than `most`: who reads them says that it's too many.
+pub(super) fn read_up_to(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl Agent {
     /// Puts what proves the peers now in force. Callers don't overtake each other.
     pub(super) fn believe(&self) {
         let mut distrusted = self.distrusted.lock();
-        *distrusted = trust_of(&self.config(), &self.bundles, &self.trust);
+        *distrusted = trust_of(&self.config(), &self.peering.ledger(), &self.bundles, &self.trust);
     }
 
     /// What a link is to do, as configured.
@@ -115,7 +148,7 @@ impl Agent {
     }
 
     /// One link for each configured peer, with its present configuration; none for others.
-    pub(super) async fn reconcile_links(self: &Arc<Agent>, config: &Config) {
+    pub(super) async fn reconcile_links(&self, config: &Config) {
         let distrusted = self.distrusted.lock().clone();
         let mut links: BTreeMap<PeerName, Arc<Link>> = (**self.links.load()).clone();
         let gone: Vec<PeerName> = links.keys().filter(|p| !config.peers.contains_key(*p)).cloned().collect();

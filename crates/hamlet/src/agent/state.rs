@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use super::bundles::{OwnBundles, PeerBundles};
 use super::listeners::Entered;
+use super::peering::{Kept, Peering};
 use super::peers::trust_of;
 use crate::cli::agent::AgentOptions;
 use crate::cli::version::BUILD;
@@ -75,6 +76,8 @@ pub(crate) struct Agent {
     pub(super) gateway_identity: Arc<LocalIdentity>,
     pub(super) gateway: Gateway,
     pub(super) store: Arc<Store>,
+    /// Invitations, and the peers that tokens made.
+    pub(super) peering: Peering,
     /// What the store kept of peers that have no link yet.
     pub(super) kept: Mutex<BTreeMap<PeerName, LoadedPeer>>,
     pub(super) damage: Option<String>,
@@ -110,22 +113,27 @@ impl Agent {
     pub(super) async fn open(
         options: &AgentOptions,
         clock: Arc<dyn Clock>,
-        loaded: Loaded,
+        (loaded, kept): (Loaded, Kept),
         entered: Entered,
         spawner: Spawner,
     ) -> anyhow::Result<Arc<Agent>> {
         let mesh = loaded.config.mesh.clone();
         let store_options = StoreOptions { clock: clock.clone(), ..StoreOptions::default() };
         let folder = mesh.data.clone();
-        let opened = spawner.spawn_blocking(move || Store::open(&folder, store_options)).await;
-        let opened = opened.context("opening the store was interrupted")??;
+        let opened = match kept.opened {
+            Some(opened) => opened,
+            None => {
+                let opened = spawner.spawn_blocking(move || Store::open(&folder, store_options)).await;
+                opened.context("opening the store was interrupted")??
+            }
+        };
         let damage = opened.damage.map(|d| d.to_string());
         if let Some(damage) = &damage {
             tracing::error!(%damage, "the store was damaged; what is missing will be asked for again");
         }
         let bundles = PeerBundles::default();
         bundles.load(&opened.store, &loaded.config, clock.now());
-        let distrusted = trust_of(&loaded.config, &bundles, &entered.trust);
+        let distrusted = trust_of(&loaded.config, &kept.ledger, &bundles, &entered.trust);
         let pool = load_pool(&opened.store, &loaded.config);
         // Versions count anew in each process, so each has a log of its own.
         let log_id: [u8; 16] = rand::random();
@@ -170,6 +178,7 @@ impl Agent {
             gateway_identity: entered.gateway_identity,
             gateway: entered.gateway,
             store: opened.store,
+            peering: Peering::new(kept.ledger),
             kept: Mutex::new(opened.peers),
             damage,
             local,

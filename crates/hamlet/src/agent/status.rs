@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, BundleSet, BundleSetError, ConfigStatus, Event, IdentityStatus, ImportStatus,
-    InstanceStatus, ListenerStatus, Origin, OwnBundle, PeerState, PeerStatus, Programming, PublicationStatus,
-    ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus,
-    TaskFailure, TaskStatus, TranscriptPage,
+    AgentStatus, ApiError, BundleSet, BundleSetError, ConfigStatus, CrlStatus, Event, IdentityStatus,
+    ImportStatus, InstanceStatus, ListenerStatus, Origin, OwnBundle, PeerState, PeerStatus, PeeringAnswer,
+    PeeringRequest, Programming, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus,
+    SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
 use hamlet_core::rejection::one_line;
 use hamlet_core::{ImportedService, LocalService, PeerName};
 use hamlet_gateway::{EgressState, EgressStatus};
-use hamlet_identity::Validity;
+use hamlet_identity::{Lenience, RevocationLists, Validity};
 use hamlet_protocol::link::{Connection, LinkStatus};
 use hamlet_runtime::{Shutdown, TaskState};
 use tokio::sync::watch;
@@ -243,6 +243,7 @@ impl StateSource for Agent {
     fn peers(&self) -> Vec<PeerStatus> {
         let config = self.config();
         let distrusted = self.distrusted.lock().clone();
+        let ledger = self.peering.ledger();
         let failures = self.trust.failures().list();
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let links = self.link_statuses();
@@ -253,12 +254,15 @@ impl StateSource for Agent {
             let mut peer =
                 peer_status(l, configured.is_some_and(|p| p.publish), configured.is_some_and(|p| p.import));
             peer.state_age_ms = self.state_age(l, &peer.state);
+            peer.document = ledger.peers.get(&l.peer).map(crate::config::made::document);
             if let Some(why) = distrusted.get(&l.peer) {
                 peer.state = PeerState::Refused { reason: why.clone() };
             }
             let in_force = self.trust.peer(&l.peer).map(|t| t.bundle.clone());
-            peer.bundle = configured.map(|p| self.bundles.status(p, in_force.as_deref(), now, wall));
+            peer.bundle = configured
+                .map(|p| self.bundles.status(p, ledger.peers.get(&l.peer), in_force.as_deref(), now, wall));
             peer.trust_domain.clone_from(&domain);
+            peer.crl = self.trust.peer(&l.peer).and_then(|t| t.revoked.clone()).map(|r| crl_status(&r, wall));
             peer.auth_failures = named
                 .take(AUTH_FAILURES_SHOWN)
                 .map(|f| Event { message: one_line(&f.text, 512), age_ms: ms(wall.saturating_sub(f.at)) })
@@ -373,6 +377,10 @@ impl StateSource for Agent {
         Some(TranscriptPage { peer: peer.to_owned(), gone, entries })
     }
 
+    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+        Box::pin(self.do_peering(request))
+    }
+
     fn metrics_text(&self) -> String {
         let (agent, peers, services) = (self.agent(), self.peers(), self.services());
         let readiness = self.readiness();
@@ -407,5 +415,16 @@ impl Agent {
             }
         };
         [("agent", &self.agent_identity), ("gateway", &self.gateway_identity)].into_iter().map(one).collect()
+    }
+}
+fn crl_status(lists: &RevocationLists, wall: Duration) -> CrlStatus {
+    let ends = lists.earliest_next_update();
+    let outdated = ends < wall;
+    CrlStatus {
+        lists: lists.listed().len() as u64,
+        revoked: lists.listed().iter().map(|l| l.revoked as u64).sum(),
+        good_ms: (!outdated).then(|| ms(ends.saturating_sub(wall))),
+        outdated_ms: outdated.then(|| ms(wall.saturating_sub(ends))),
+        refuses: outdated && lists.policy().stale == Lenience::Refuse,
     }
 }

@@ -11,14 +11,14 @@ use hamlet_admin::ClientError;
 use hamlet_admin::api::{AuthorityStatus, BundleStatus, PeerStatus, human_age};
 use hamlet_core::TrustDomain;
 use hamlet_core::rejection::one_line;
-use hamlet_identity::{BUNDLE_BYTES_MAX, SpiffeBundle, TrustBundle};
+use hamlet_identity::{BUNDLE_BYTES_MAX, Channel, SpiffeBundle, TrustBundle};
 use serde::Serialize;
 
 use super::connect::ConnectArgs;
 use super::exit::{Exit, Failure};
 use super::output::{self, Out};
-use crate::agent::bundles::{hex, own_authorities, peer_file};
-use crate::config::{self, Config};
+use crate::agent::bundles::{TOKEN, hex, own_authorities, peer_file};
+use crate::config::{self, Config, made};
 
 /// Show our own CA certificates, list the peers', or set one's by hand
 ///
@@ -170,7 +170,11 @@ struct Row {
 async fn list(args: ListArgs, out: &mut Out) -> anyhow::Result<Exit> {
     let rows: Vec<Row> = match args.connect.client().list::<PeerStatus>().await {
         Ok(peers) => peers.items.into_iter().map(of_status).collect(),
-        Err(error) => from_files(&args.connect, error)?.peers.values().map(of_files).collect(),
+        Err(error) => {
+            let config = from_files(&args.connect, error)?;
+            let one = |peer| of_files(peer, made::is_made(&config.mesh.data, peer));
+            config.peers.values().map(one).collect()
+        }
     };
     if args.output == Output::Json {
         writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
@@ -191,7 +195,7 @@ fn of_status(peer: PeerStatus) -> Row {
     Row { peer: peer.name, trust_domain: peer.trust_domain, problem, bundle }
 }
 
-fn of_files(peer: &config::PeerConfig) -> Row {
+fn of_files(peer: &config::PeerConfig, made: bool) -> Row {
     let (found, problem) = match peer_file(peer).transpose() {
         Ok(found) => (found, None),
         Err(why) => (None, Some(why)),
@@ -203,8 +207,8 @@ fn of_files(peer: &config::PeerConfig) -> Row {
         not_after_s: a.not_after.as_secs(),
     });
     let bundle = BundleStatus {
-        source: found.as_ref().map(|_| "file".to_owned()),
-        file: peer.bundle.as_ref().map(|p| p.display().to_string()),
+        source: found.as_ref().map(|_| if made { TOKEN } else { Channel::File.word() }.to_owned()),
+        file: peer.bundle.as_ref().filter(|_| !made).map(|p| p.display().to_string()),
         url: peer.endpoint.as_ref().map(|e| e.url.to_string()),
         sequence: found.as_ref().and_then(|f| f.sequence),
         authorities: authorities.collect(),

@@ -63,6 +63,17 @@ impl ConnectArgs {
     }
 }
 
+impl ConnectArgs {
+    /// The flags that reach the same agent, for a command that is shown to be typed next.
+    pub(super) fn flags(&self) -> String {
+        match (&self.config, &self.socket) {
+            (Some(config), _) => format!(" -f {}", config.display()),
+            (None, Some(socket)) => format!(" --socket {}", socket.display()),
+            (None, None) => String::new(),
+        }
+    }
+}
+
 /// Whether the variable has that value: clap has merged flag and environment already.
 fn in_environment(variable: &str, value: &Path) -> bool {
     std::env::var_os(variable).is_some_and(|v| v == value.as_os_str())

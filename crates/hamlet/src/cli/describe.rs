@@ -110,6 +110,8 @@ fn peer(peer: &PeerStatus) -> Page {
     page.field("Connection", peer.direction.to_string());
     page.field("State", peer.state.to_string());
     page.field("Since", human_age(peer.state_age_ms));
+    page.option("Proven by", peer.proven_by.as_ref());
+    page.option("Revocation", peer.crl.map(|crl| crl.to_string()));
     page.option("Protocol", peer.version.as_ref());
     page.option("Note", peer.version_note.as_ref());
     if let Some(hello) = &peer.hello {

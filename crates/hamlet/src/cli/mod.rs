@@ -16,6 +16,7 @@ pub mod exit;
 mod get;
 mod init;
 mod output;
+mod peer;
 mod reload;
 mod schema;
 mod status;
@@ -75,6 +76,7 @@ Trust:
   bundle        Show our own CA certificates, list the peers', or set one's by hand
 
 Change:
+  peer          Peer with another mesh by a token; list, confirm, remove such peers
   reload        Load the configuration again; waits and shows what is wrong
 
 Reference:
@@ -113,6 +115,7 @@ enum Command {
     Status(status::StatusArgs),
     Check(check::CheckArgs),
     Transcript(transcript::TranscriptArgs),
+    Peer(Box<peer::PeerArgs>),
     Reload(reload::ReloadArgs),
     Bundle(bundle::BundleArgs),
     Schema(schema::SchemaArgs),
@@ -151,6 +154,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Status(args) => block_on(status::run(args, out))?,
         Command::Transcript(args) => block_on(transcript::run(args, out))?,
         Command::Bundle(args) => block_on(bundle::run(args, out))?,
+        Command::Peer(args) => block_on(peer::run(*args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,
         Command::Schema(args) => schema::run(&args, out),
         Command::Completion(args) => schema::run_completion(&args, &mut Cli::command(), out),

@@ -11,6 +11,7 @@
 mod check;
 mod endpoint;
 pub mod init;
+pub mod made;
 mod model;
 mod problem;
 mod raw;
@@ -27,9 +28,10 @@ use std::path::Path;
 
 pub use endpoint::{EndpointUrl, URL_BYTES_MAX};
 pub use model::{
-    Config, DnsConfig, EgressConfig, EndpointProof, Extensions, FollowedEndpoint, HoldTime, IdentityFiles,
-    ImportConfig, Limits, Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress,
-    PeerConfig, Profile, Resync, Secret, SecretError, SecretFile, ServedEndpoint, Version, ZoneConfig,
+    Config, CrlFile, DnsConfig, EgressConfig, EndpointProof, Extensions, FollowedEndpoint, HoldTime,
+    IdentityFiles, ImportConfig, Limits, Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles,
+    PeerAddress, PeerConfig, Profile, Resync, Secret, SecretError, SecretFile, ServedEndpoint, Version,
+    ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;
@@ -49,10 +51,21 @@ pub struct Loaded {
     pub files: usize,
 }
 
-/// Reads one file or a folder (blocking) and checks it. Files that the configuration names but that
+/// The Mesh among these texts, if it is right. Says nothing about what is wrong: that is for
+/// [`load_sources`].
+pub fn mesh_in(sources: &[SourceFile]) -> Option<MeshConfig> {
+    let mut problems = Collector::default();
+    let (documents, incomplete) = read_documents(sources, &mut problems);
+    check::mesh_alone(documents, incomplete, sources, &mut problems)
+}
+
+/// Reads one file or a folder (blocking) and checks it, with the peers that tokens made. Files that the configuration names but that
 /// don't exist are warnings: whoever checks a configuration often doesn't hold the keys.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
-    let sources = read_sources(path)?;
+    let mut sources = read_sources(path)?;
+    if let Some(mesh) = mesh_in(&sources) {
+        sources.extend(made::sources_in(&mesh.data));
+    }
     load_from(&sources, |reference| !reference.file.is_file())
 }
 

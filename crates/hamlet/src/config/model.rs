@@ -19,6 +19,7 @@ use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{
     AddressRange, Endpoint, LocalService, MeshName, NameSuffix, PeerName, SpiffeId, TrustDomain,
 };
+use hamlet_identity::{ForeignIdentity, RevocationPolicy};
 use hamlet_protocol::frames::FrameLimits;
 use hamlet_protocol::limits::ConnectionLimits;
 
@@ -238,6 +239,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// A file of revocation lists, and how they are used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrlFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is refused in doubt.
+    pub policy: RevocationPolicy,
+}
+
 /// Another mesh's agent: a `Peer` document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerConfig {
@@ -251,10 +261,14 @@ pub struct PeerConfig {
     pub bundle: Option<PathBuf>,
     /// Where its bundle is followed.
     pub endpoint: Option<FollowedEndpoint>,
-    /// Its agents' exact ids, in its trust domain; not empty.
+    /// Its agents' exact ids, in its trust domain; empty only if there is an identity.
     pub agent_ids: Vec<SpiffeId>,
-    /// Its gateways' exact ids, in its trust domain; not empty.
+    /// Its gateways' exact ids, in its trust domain; empty only if there is an identity.
     pub gateway_ids: Vec<SpiffeId>,
+    /// What its agents prove instead of ids.
+    pub identity: Option<ForeignIdentity>,
+    /// What its CAs have revoked.
+    pub crl: Option<CrlFile>,
     /// Whether we publish to it.
     pub publish: bool,
     /// Whether we import from it.

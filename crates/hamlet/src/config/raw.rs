@@ -14,11 +14,14 @@ use hamlet_core::{
     AddressRange, CallerForm, DnsLabel, Fqdn, NameSuffix, PortRange, Protocol, ServiceName, SpiffeId,
     TrustDomain,
 };
+use hamlet_identity::Lenience;
 
 use super::endpoint::EndpointUrl;
 use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version};
 use super::problem::Mark;
-use super::scalar::{Advertised, Backend, Bytes, Listen, MessageBytes, Pool, Positive, Scalar, Ttl};
+use super::scalar::{
+    Advertised, Backend, Bytes, CertFingerprint, Listen, MessageBytes, Pool, Positive, Scalar, Ttl,
+};
 use super::schema::{METADATA, Need, Object, Shape};
 use super::tree::{Node, Value};
 use super::walk::Head;
@@ -380,6 +383,17 @@ pub(super) struct Peer {
     pub(super) endpoint: Option<RawEndpoint>,
     pub(super) agent_ids: Vec<At<SpiffeId>>,
     pub(super) gateway_ids: Vec<At<SpiffeId>>,
+    /// Where `agentIds` and `gatewayIds` stand, if they do, right or wrong.
+    pub(super) ids_written: [Option<Mark>; 2],
+    /// Where `identity` stands, if it does.
+    pub(super) identity: Option<Mark>,
+    pub(super) dns: Vec<At<Fqdn>>,
+    pub(super) fingerprints: Vec<At<CertFingerprint>>,
+    /// Whether `dns` and `fingerprint` are written at all, right or wrong.
+    pub(super) foreign_written: [bool; 2],
+    pub(super) crl: Option<At<PathBuf>>,
+    pub(super) crl_stale: Option<Lenience>,
+    pub(super) crl_unlisted: Option<Lenience>,
     pub(super) publish: Option<bool>,
     pub(super) import: Option<bool>,
     pub(super) context: Option<At<PathBuf>>,
@@ -402,6 +416,8 @@ impl Peer {
         let guard = spec.inner("guard");
         let trust = spec.inner("trust");
         let quotas = spec.inner("quotas");
+        let identity = spec.inner("identity");
+        let crl = spec.inner("crl");
         Peer {
             meta,
             address: spec.value("address"),
@@ -415,6 +431,14 @@ impl Peer {
             endpoint: trust.written("endpoint").map(|_| RawEndpoint::read(&trust.inner("endpoint"))),
             agent_ids: spec.list("agentIds"),
             gateway_ids: spec.list("gatewayIds"),
+            ids_written: ["agentIds", "gatewayIds"].map(|key| spec.written(key)),
+            identity: spec.written("identity"),
+            dns: identity.list("dns"),
+            fingerprints: identity.list("fingerprint"),
+            foreign_written: ["dns", "fingerprint"].map(|key| identity.written(key).is_some()),
+            crl: crl.get("file"),
+            crl_stale: crl.value("stale"),
+            crl_unlisted: crl.value("unlisted"),
             publish: spec.value("publish"),
             import: spec.value("import"),
             context: spec.inner("context").get("file"),

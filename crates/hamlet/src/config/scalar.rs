@@ -14,6 +14,7 @@ use hamlet_core::{
     AddressRange, CallerForm, DnsLabel, EndpointAddress, Fqdn, NameSuffix, PortRange, Protocol, ServiceName,
     SpiffeId, TrustDomain,
 };
+use hamlet_identity::{Fingerprint, Lenience};
 
 use super::endpoint::EndpointUrl;
 use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version};
@@ -360,6 +361,36 @@ impl Scalar for Version {
     }
 }
 
+impl Scalar for Lenience {
+    fn read(text: &str) -> Result<Self, String> {
+        one_of(text, &[("refuse", Lenience::Refuse), ("accept", Lenience::Accept)])
+    }
+}
+
+/// SHA-256 of a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CertFingerprint(pub(super) Fingerprint);
+
+impl Scalar for CertFingerprint {
+    fn read(text: &str) -> Result<Self, String> {
+        let wrong = || "a fingerprint is `sha256:` and 64 hexadecimal digits".to_owned();
+        let digits = text.strip_prefix("sha256:").ok_or_else(wrong)?;
+        let pairs: Vec<&str> = match digits.contains(':') {
+            true => digits.split(':').collect(),
+            false => {
+                digits.as_bytes().chunks(2).map(|c| std::str::from_utf8(c).unwrap_or_default()).collect()
+            }
+        };
+        let byte = |pair: &str| {
+            let digits = pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit());
+            u8::from_str_radix(pair, 16).ok().filter(|_| digits)
+        };
+        let bytes: Option<Vec<u8>> = pairs.into_iter().map(byte).collect();
+        let bytes: Option<Fingerprint> = bytes.and_then(|bytes| bytes.try_into().ok());
+        bytes.map(CertFingerprint).ok_or_else(wrong)
+    }
+}
+
 impl Scalar for Extensions {
     fn read(text: &str) -> Result<Self, String> {
         one_of(text, &[("auto", Extensions::Auto), ("required", Extensions::Required)])
@@ -415,6 +446,9 @@ formats! {
     SPIFFE_ID: "SPIFFE id", "An exact SPIFFE id with a path; no patterns.",
         Some("^spiffe://[a-z0-9._-]+/.+"), false, check::<SpiffeId>,
         "write the exact id, for example spiffe://globex.example/hamlet/agent";
+    FINGERPRINT: "fingerprint", "`sha256:` and the 64 hexadecimal digits of a certificate's SHA-256, colons between them allowed.",
+        Some("^sha256:([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$"), false, check::<CertFingerprint>,
+        "write sha256: and the 64 digits that `openssl x509 -noout -fingerprint -sha256` prints";
     LISTEN: "listen address", "`IP:PORT` to listen on (IPv6 in brackets, port 0 for any), or `off`.",
         None, false, check::<Listen>,
         "write IP:PORT, for example 0.0.0.0:7443 or [::]:7443, or off";

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use hamlet_identity::{
-    Authorities, Expect, LocalIdentity, PeerTrust, Role, SpiffeBundle, TrustBundle, TrustTable, Validity,
-    agent_client_config, agent_server_name, proven_server, refusal_in,
+    Authorities, Expect, Lenience, LocalIdentity, PeerTrust, Role, TrustBundle, TrustTable, Validity,
+    agent_client_config, peer_server_name, proven_server, refusal_in,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -15,7 +15,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{AT_ONCE, Examination, Finding, age, of_expiry};
-use crate::config::{PeerAddress, PeerConfig};
+use crate::agent::bundles::read_bundle;
+use crate::agent::peers::{revoked, trusted};
+use crate::config::{CrlFile, PeerAddress, PeerConfig};
 
 /// What HTTP/2 begins with: the preface and empty settings (RFC 9113, section 3.4). In TLS 1.3 a
 /// client learns only from the first byte of an answer that its own certificate was taken.
@@ -35,7 +37,8 @@ async fn one(
 ) -> Vec<Finding> {
     let about = format!("peer/{}", peer.name);
     let mut findings = vec![];
-    let bundle = bundle(look, peer, &mut findings);
+    let believed = bundle(look, peer, &mut findings).map(|bundle| trusted(peer, bundle));
+    findings.extend(peer.crl.as_ref().map(|crl| revocation(look, peer, crl)));
     if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
         findings.push(Finding::of_error(&about, error));
     }
@@ -48,18 +51,14 @@ async fn one(
         return findings;
     };
     // Without these there is no handshake, and a bare connection would only be noise over there.
-    let (Some(bundle), Some(identity)) = (bundle, identity) else { return findings };
+    let (Some(Ok(believed)), Some(identity)) = (believed, identity) else { return findings };
     let Some(stream) = connect(look, &about, address, &mut findings).await else { return findings };
-    findings.push(shake_hands(look, peer, bundle, identity, stream).await);
+    findings.push(shake_hands(look, peer, believed, identity, stream).await);
     findings
 }
 
 /// The CA certificates in its file; findings where they can't be used or end soon.
-fn bundle(
-    look: &Examination<'_>,
-    peer: &PeerConfig,
-    findings: &mut Vec<Finding>,
-) -> Option<Arc<TrustBundle>> {
+fn bundle(look: &Examination<'_>, peer: &PeerConfig, findings: &mut Vec<Finding>) -> Option<TrustBundle> {
     let about = format!("bundle/{}", peer.name);
     if let Some(endpoint) = &peer.endpoint {
         // Its file is only the first bundle: what is in force now, the agent knows.
@@ -77,9 +76,8 @@ fn bundle(
             return None;
         }
     };
-    let read = SpiffeBundle::from_bytes(peer.trust_domain.clone(), &bytes).map(|read| read.authorities);
-    let bundle = match read {
-        Ok(Authorities::Certificates(bundle)) => Arc::new(bundle),
+    let bundle = match read_bundle(peer, &bytes).map(|read| read.authorities) {
+        Ok(Authorities::Certificates(bundle)) => bundle,
         Ok(Authorities::Revoked | Authorities::NoX509) => {
             let found = format!("{path}: there is no CA certificate in it, so the peer is not trusted");
             findings.push(Finding::fail(&about, found, "ask the peer for the bundle that is meant"));
@@ -108,6 +106,29 @@ fn bundle(
     }
     findings.extend(ends);
     Some(bundle)
+}
+
+/// Its revocation lists: whether they can be read, and how long they are good.
+fn revocation(look: &Examination<'_>, peer: &PeerConfig, crl: &CrlFile) -> Finding {
+    let about = format!("crl/{}", peer.name);
+    let path = crl.path.display();
+    let lists = match revoked(crl) {
+        Ok(lists) => lists,
+        Err(why) => return Finding::fail(about, why, "until then nothing of this peer is believed"),
+    };
+    let (wall, ends) = (look.clock.wall(), lists.earliest_next_update());
+    let count: usize = lists.listed().iter().map(|list| list.revoked).sum();
+    if ends >= wall {
+        let left = age(ends.saturating_sub(wall));
+        let n = lists.listed().len();
+        return Finding::pass(about, format!("lists: {n}, revoked: {count}, good for {left}"));
+    }
+    let found = format!("{path}: outdated for {}", age(wall.saturating_sub(ends)));
+    let remedy = format!("put the current lists of {}'s CAs into {path}", peer.name);
+    match crl.policy.stale {
+        Lenience::Refuse => Finding::fail(about, format!("{found}: nobody is believed on it"), remedy),
+        Lenience::Accept => Finding::warn(about, found, remedy),
+    }
 }
 
 /// A connection to the first of its addresses that takes one.
@@ -151,25 +172,19 @@ async fn connect(
 async fn shake_hands(
     look: &Examination<'_>,
     peer: &PeerConfig,
-    bundle: Arc<TrustBundle>,
+    believed: PeerTrust,
     identity: &Arc<LocalIdentity>,
     stream: TcpStream,
 ) -> Finding {
     let about = format!("peer/{}", peer.name);
     let trust = TrustTable::new(look.clock.clone());
-    let believed = trust.replace(vec![PeerTrust {
-        peer: peer.name.clone(),
-        trust_domain: peer.trust_domain.clone(),
-        bundle,
-        agent_ids: peer.agent_ids.clone(),
-        gateway_ids: peer.gateway_ids.clone(),
-    }]);
-    if let Err(error) = believed {
+    let name = peer_server_name(&believed);
+    if let Err(error) = trust.replace(vec![believed]) {
         return Finding::of_error(about, error);
     }
     let began = look.clock.now();
     let config = agent_client_config(identity, &trust, &peer.name);
-    let shaking = TlsConnector::from(config).connect(agent_server_name(&peer.trust_domain), stream);
+    let shaking = TlsConnector::from(config).connect(name, stream);
     let mut stream = match tokio::time::timeout(look.patience, shaking).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return refused(&about, &error),

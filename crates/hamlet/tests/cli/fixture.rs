@@ -117,6 +117,10 @@ impl StateSource for Fake {
         };
         Box::pin(async move { answer })
     }
+    fn peering(&self, _request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+        Box::pin(std::future::ready(Ok(PeeringAnswer::List(PeeringList::default()))))
+    }
+
     fn metrics_text(&self) -> String {
         "# EOF\n".into()
     }

@@ -12,6 +12,7 @@ mod addresses;
 #[allow(dead_code, reason = "shared with the tests of two meshes, which use all of it")]
 mod canaries;
 mod foreign;
+mod identities;
 mod idle;
 mod meeting;
 #[path = "../two_meshes/mesh.rs"]

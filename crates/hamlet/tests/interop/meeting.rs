@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 
 use hamlet_core::Fqdn;
-use hamlet_testkit::pki::{LeafSpec, TestCa};
+use hamlet_identity::{fingerprint_of, fingerprint_text};
+use hamlet_testkit::pki::{DAY, LeafSpec, TestCa, TestLeaf};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -23,7 +24,7 @@ pub(crate) const DOMAIN: &str = "foreign.example";
 /// A DNS name in our agent's certificate: Go and Python check one, not the SPIFFE id.
 const OUR_HOST: &str = "agent.acme.example";
 /// The DNS name in the peer's certificate.
-const THEIR_HOST: &str = "peer.foreign.example";
+pub(crate) const THEIR_HOST: &str = "peer.foreign.example";
 
 /// What our Peer document says beside identities.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +35,8 @@ pub(crate) struct Terms {
     pub(crate) more: String,
     /// The shared context value, for ours.
     pub(crate) context: Option<&'static str>,
+    /// What its agent proves instead of its SPIFFE id.
+    pub(crate) identity: Option<String>,
 }
 
 /// Everything but the peer's process.
@@ -41,6 +44,9 @@ pub(crate) struct Meeting {
     pub(crate) acme: Mesh,
     /// Free for imported services.
     pub(crate) port: u16,
+    /// The SHA-256 of the peer's certificate, as a document has it.
+    pub(crate) fingerprint: String,
+    leaf: TestLeaf,
     ca: TestCa,
     root: TempDir,
 }
@@ -48,21 +54,39 @@ pub(crate) struct Meeting {
 impl Meeting {
     /// Folders and addresses; nothing runs.
     pub(crate) fn new() -> Meeting {
+        Meeting::with_leaf(|_| {})
+    }
+
+    /// The same with another certificate of the peer.
+    pub(crate) fn with_leaf(edit: impl FnOnce(&mut LeafSpec)) -> Meeting {
         let root = tempfile::Builder::new().prefix("hamlet-interop-").tempdir().unwrap();
         let host = Fqdn::parse(OUR_HOST).unwrap();
         let acme = Mesh::with_hosts(root.path(), "acme", "acme.example", vec![host]);
         let ca = TestCa::new(DOMAIN);
         let mut leaf = LeafSpec::of(ca.agent_id().as_str());
         leaf.dns.push(THEIR_HOST.to_owned());
-        ca.leaf(leaf).write(root.path(), "foreign");
+        edit(&mut leaf);
+        let leaf = ca.leaf(leaf);
+        leaf.write(root.path(), "foreign");
+        let fingerprint = fingerprint_text(&fingerprint_of(&leaf.chain[0]));
         fs::write(root.path().join("acme-ca.pem"), acme.bundle()).unwrap();
         let port = acme.block.service_port();
-        Meeting { acme, port, ca, root }
+        Meeting { acme, port, fingerprint, leaf, ca, root }
+    }
+
+    /// Writes the revocation list of the peer's CA, with its certificate on it or not.
+    pub(crate) fn revoke(&self, revoked: bool) {
+        let on_it: &[&TestLeaf] = if revoked { &[&self.leaf] } else { &[] };
+        self.acme.write(&format!("peers/{PEER}.crl"), &self.ca.crl(on_it, DAY));
     }
 
     /// Declares the peer and an import of all it has. Its services have loopback endpoints.
     pub(crate) fn know(&self, terms: &Terms) {
         self.acme.write(&format!("peers/{PEER}-ca.pem"), self.ca.pem());
+        let proves = match &terms.identity {
+            Some(identity) => format!("identity: {identity}"),
+            None => format!("agentIds: [\"{}\"]", self.ca.agent_id()),
+        };
         let mut text = format!(
             "\
 apiVersion: hamlet.dev/v1
@@ -71,10 +95,9 @@ metadata: {{name: {PEER}}}
 spec:
   trustDomain: {DOMAIN}
   trust: {{bundle: peers/{PEER}-ca.pem}}
-  agentIds: [\"{}\"]
+  {proves}
   gatewayIds: [\"{}\"]
 {}",
-            self.ca.agent_id(),
             self.ca.gateway_id(),
             terms.more
         );

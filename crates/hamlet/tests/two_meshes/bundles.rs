@@ -173,6 +173,48 @@ fn a_web_endpoint_gives_the_first_bundle_and_one_that_proves_another_name_or_id_
 }
 
 #[test]
+fn a_peer_made_by_token_is_proven_by_what_its_mesh_publishes_and_by_nothing_set_by_hand() {
+    let mut two = Two::strangers();
+    publish_bundle(&two.acme, "");
+    let next = TestCa::new("acme.example");
+    two.acme.write("identity/roots.pem", &format!("{}{}", next.pem(), two.acme.bundle()));
+    two.start();
+    let invited = two.acme.cli(&["peer", "invite", "globex"]);
+    assert_eq!(invited.code, 0, "{invited:?}");
+    let accepted = two.globex.cli_fed(&["peer", "accept"], &invited.out);
+    assert_eq!(accepted.code, 0, "{accepted:?}");
+
+    // Its words are not confirmed yet, so nothing proves it.
+    let waiting = until_bundle(&two.globex, "the peer is there", |b| b["peer"] == "acme");
+    assert_eq!((&waiting["source"], authorities(&waiting)), (&Value::Null, 0), "{waiting}");
+    for (mesh, peer) in [(&two.globex, "acme"), (&two.acme, "globex")] {
+        assert_eq!(mesh.cli(&["peer", "confirm", peer, "--yes"]).code, 0);
+    }
+    two.until_in_sync();
+    let made = until_bundle(&two.globex, "both roots", |b| authorities(b) == 2);
+    let shown = two.acme.cli(&["bundle", "show", "--format", "jwks"]);
+    let shown: Value = serde_json::from_str(&shown.out).unwrap();
+    assert_eq!((&made["source"], &made["file"]), (&Value::from("token"), &Value::Null));
+    assert!(shown["spiffe_sequence"].is_u64() && made["sequence"] == shown["spiffe_sequence"], "{made}");
+
+    let file = two.acme.folder.join("identity/ca.pem");
+    let refused = two.globex.cli(&["bundle", "set", "acme", file.to_str().unwrap()]);
+    assert!(refused.code == 1 && refused.err.contains("came with its token"), "{refused:?}");
+
+    // What stands in the data folder only repeats it, also after a restart.
+    let pem = two.root().join("globex-data/peers/acme.pem");
+    fs::write(&pem, TestCa::new("acme.example").pem()).unwrap();
+    assert_eq!(two.globex.cli(&["reload"]).code, 0);
+    assert_eq!(two.globex.json(&["bundle", "list"])[0]["authorities"], made["authorities"]);
+    two.globex.stop();
+    let list = two.globex.cli(&["bundle", "list", "-f", two.globex.folder.to_str().unwrap()]);
+    assert!(list.out.starts_with("acme  acme.example  from token\n"), "{list:?}");
+    two.globex.start();
+    two.until_in_sync();
+    assert_eq!(two.globex.json(&["bundle", "list"])[0]["authorities"], made["authorities"]);
+}
+
+#[test]
 fn without_an_agent_bundles_are_shown_from_the_files() {
     let two = Two::new();
     let folder = two.globex.folder.to_str().unwrap();

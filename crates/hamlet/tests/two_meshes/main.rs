@@ -21,6 +21,7 @@ mod peering;
 mod probe;
 mod refusals;
 mod texts;
+mod tokens;
 mod versions;
 mod wait;
 mod withdrawal;

@@ -254,6 +254,22 @@ impl Mesh {
         outcome
     }
 
+    /// The same with something on standard input, which stays open for a while as a pipe does.
+    pub(crate) fn cli_fed(&self, args: &[&str], input: &str) -> Outcome {
+        let mut command = self.command();
+        command.args(args).arg("--socket").arg(self.socket());
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
+        let ended = child.wait().unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let code = ended.code().expect("it was killed by a signal");
+        Outcome { code, out: text(output.stdout), err: text(output.stderr) }
+    }
+
     /// `hamlet ARGS --watch`, as it goes on.
     pub(crate) fn watch(&self, args: &[&str]) -> Watch {
         let mut command = self.command();
@@ -396,6 +412,19 @@ impl Two {
         globex.meet(&acme);
         let port = globex.block.service_port();
         Two { acme, globex, port, root }
+    }
+
+    /// The same two, who have never heard of each other.
+    pub(crate) fn strangers() -> Two {
+        let two = Two::new();
+        two.acme.remove("peer-globex.yaml");
+        two.globex.remove("peer-acme.yaml");
+        two
+    }
+
+    /// A third mesh, a stranger to both.
+    pub(crate) fn third(&self) -> Mesh {
+        Mesh::new(self.root.path(), "initech", "initech.example")
     }
 
     /// The folder that holds everything of both.

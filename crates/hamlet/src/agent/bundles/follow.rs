@@ -111,7 +111,7 @@ impl Agent {
                     let hint = "set one with `hamlet bundle set`";
                     failed(format!("no bundle of {domain} is in force that could prove {id}; {hint}"))
                 })?;
-                spiffe_endpoint_client(&proves.peer, id, proves.bundle.clone(), self.clock.clone())
+                spiffe_endpoint_client(&proves, id, self.clock.clone())
             }
         };
         let tls = tls.map_err(|e| failed(e.to_string()))?;

@@ -1,8 +1,8 @@
 //! Bundles: what proves each peer, from its file or its endpoint, and the one that we publish.
 //!
 //! Which document may follow which is [`HeldBundle`]'s matter, and what a certificate proves is
-//! [`TrustTable`]'s. Invariants: a peer's bundle comes from its configured source or from an operator,
-//! never from another peer; what is in force is kept before it is used, and survives a restart.
+//! [`TrustTable`]'s. Invariants: a peer's bundle comes from its configured source, with the token that
+//! made it, or from an operator, never from another peer; what is in force is kept before it is used, and survives a restart.
 
 mod fetch;
 mod follow;
@@ -16,9 +16,10 @@ use hamlet_admin::api::{AuthorityStatus, BundleSet, BundleSetError, BundleStatus
 use hamlet_core::PeerName;
 use hamlet_core::rejection::one_line;
 use hamlet_identity::{
-    ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BundleChange, Channel, HeldBundle, SpiffeBundle,
-    TrustBundle,
+    ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BundleChange, BundleError, Channel, ForeignIdentity,
+    HeldBundle, SpiffeBundle, TrustBundle,
 };
+use hamlet_peering::MadePeer;
 use hamlet_runtime::Shutdown;
 use hamlet_store::Store;
 use parking_lot::Mutex;
@@ -27,11 +28,15 @@ use tokio::sync::watch;
 
 use super::Agent;
 use super::liveness::ms;
+use super::peers::read_up_to;
 use crate::config::{Config, EndpointProof, FollowedEndpoint, PeerConfig};
 
 pub(super) use own::OwnBundles;
 pub(crate) use own::own_authorities;
 pub(super) use serve::BundleServer;
+
+/// Where the bundle of a peer made by token is from.
+pub(crate) const TOKEN: &str = "token";
 
 /// One peer's followed bundle.
 #[derive(Default)]
@@ -68,20 +73,24 @@ fn document(peer: &PeerConfig) -> String {
 
 /// Reads a bundle's file, whole and bounded.
 pub(super) fn read_file(path: &std::path::Path) -> Result<Vec<u8>, String> {
-    use std::io::Read as _;
-    let shown = path.display();
-    let failed = |e: std::io::Error| format!("{shown}: {e}; put the CA certificates there");
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(BUNDLE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
+    read_up_to(path, BUNDLE_BYTES_MAX)
+        .map_err(|e| format!("{}: {e}; put the CA certificates there", path.display()))
+}
+
+/// A peer's bundle in these bytes, of whichever format. A certificate that the peer is known by may
+/// stand in it without being a CA; not if an endpoint is followed, since what that says replaces it.
+pub(crate) fn read_bundle(peer: &PeerConfig, bytes: &[u8]) -> Result<SpiffeBundle, BundleError> {
+    let pinned: &[_] = match (&peer.identity, &peer.endpoint) {
+        (Some(ForeignIdentity::Fingerprints(all)), None) => all,
+        _ => &[],
+    };
+    SpiffeBundle::from_bytes_pinned(peer.trust_domain.clone(), bytes, pinned)
 }
 
 /// The bundle in a file, of whichever format.
 fn bundle_file(peer: &PeerConfig, path: &std::path::Path) -> Result<(SpiffeBundle, [u8; 32]), String> {
     let bytes = read_file(path)?;
-    let bundle = SpiffeBundle::from_bytes(peer.trust_domain.clone(), &bytes)
-        .map_err(|e| format!("{}: {e}", path.display()))?;
+    let bundle = read_bundle(peer, &bytes).map_err(|e| format!("{}: {e}", path.display()))?;
     Ok((bundle, Sha256::digest(&bytes).into()))
 }
 
@@ -103,8 +112,14 @@ fn certificates(authorities: &Authorities) -> Result<TrustBundle, String> {
 }
 
 impl PeerBundles {
-    /// What proves the peer's ids now. Looks at the files anew.
-    pub(super) fn of(&self, peer: &PeerConfig) -> Result<TrustBundle, String> {
+    /// What proves the peer now: what it said of itself if a token made it, else what its files and
+    /// its endpoint say. Looks at the files anew.
+    pub(super) fn of(&self, peer: &PeerConfig, made: Option<&MadePeer>) -> Result<TrustBundle, String> {
+        if let Some(made) = made {
+            // The file in the data folder only repeats it.
+            let hint = "remove the peer, and peer anew";
+            return made.document.bundle().map_err(|e| format!("what came with its token: {e}; {hint}"));
+        }
         let Some(endpoint) = &peer.endpoint else {
             let path = peer.bundle.as_ref().ok_or("there is neither a bundle nor an endpoint")?;
             return certificates(&bundle_file(peer, path)?.0.authorities);
@@ -169,14 +184,17 @@ impl PeerBundles {
     pub(super) fn status(
         &self,
         peer: &PeerConfig,
+        made: Option<&MadePeer>,
         in_force: Option<&TrustBundle>,
         now: Duration,
         wall: Duration,
     ) -> BundleStatus {
         let authorities = in_force.map(TrustBundle::anchors).unwrap_or_default().iter();
+        let source = made.map_or(Channel::File.word(), |_| TOKEN);
         let status = BundleStatus {
-            source: in_force.map(|_| Channel::File.word().to_owned()),
-            file: peer.bundle.as_ref().map(|path| path.display().to_string()),
+            source: in_force.map(|_| source.to_owned()),
+            file: peer.bundle.as_ref().filter(|_| made.is_none()).map(|path| path.display().to_string()),
+            sequence: made.map(|made| made.document.sequence),
             authorities: authorities
                 .map(|a| AuthorityStatus {
                     fingerprint: hex(&a.fingerprint),
@@ -322,12 +340,19 @@ impl Agent {
         let config = self.config();
         let known = PeerName::parse(name).ok().and_then(|name| config.peers.get(&name).cloned());
         let Some(peer) = known else { return Err(BundleSetError::NoPeer) };
+        let refused = |why: String| BundleSetError::Refused(why);
+        if self.peering.ledger().peers.contains_key(&peer.name) {
+            let why = format!(
+                "the bundle of {0} came with its token: `hamlet peer remove {0}`, and peer anew",
+                peer.name
+            );
+            return Err(refused(why));
+        }
         if peer.endpoint.is_none() {
             let file = peer.bundle.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
             let why = format!("the bundle of {} comes from its file: change {file}", peer.name);
-            return Err(BundleSetError::Refused(why));
+            return Err(refused(why));
         }
-        let refused = |why: String| BundleSetError::Refused(why);
         let found =
             SpiffeBundle::from_bytes(peer.trust_domain.clone(), bytes).map_err(|e| refused(e.to_string()))?;
         let change =

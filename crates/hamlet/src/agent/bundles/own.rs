@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use hamlet_core::rejection::one_line;
-use hamlet_identity::{SpiffeBundle, WebLeaf};
+use hamlet_identity::{Authorities, SpiffeBundle, TrustBundle, WebLeaf};
 use parking_lot::Mutex;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::super::Agent;
 use super::{hex, read_file};
@@ -79,6 +80,15 @@ impl Agent {
         found.sequence = Some(sequence);
         found.refresh_hint = config.mesh.bundle_endpoint.as_ref().map(|e| e.refresh_hint);
         *self.own.current.lock() = Ok(found);
+    }
+
+    /// The sequence that exactly these CAs are published with.
+    pub(in crate::agent) fn published_sequence(&self, roots: &[CertificateDer<'static>]) -> Option<u64> {
+        let domain = self.config().mesh.trust_domain.clone();
+        let these = Authorities::Certificates(TrustBundle::from_ders(domain, roots.to_vec()).ok()?);
+        let current = self.own.current.lock();
+        let published = current.as_ref().ok()?;
+        published.sequence.filter(|_| published.authorities.fingerprint() == these.fingerprint())
     }
 
     /// Our bundle as a JWK set, or why there is none.

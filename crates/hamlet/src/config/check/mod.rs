@@ -4,6 +4,7 @@
 //! Invariant: a [`Config`] is made only if there was no error, and then everything it says holds.
 
 mod exchange;
+mod foreign;
 mod mesh;
 mod peer;
 mod service;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use hamlet_core::PeerName;
 
 use super::SourceFile;
-use super::model::Config;
+use super::model::{Config, MeshConfig};
 use super::problem::{Collector, Mark};
 use super::raw::{At, Document, Meta};
 
@@ -82,6 +83,23 @@ pub(super) fn check(
     let services = services.list;
     let config = Config { mesh: mesh?, peers, publications: rules, imports, services };
     Some((config, references))
+}
+
+/// The Mesh alone, if it is right.
+pub(super) fn mesh_alone(
+    documents: Vec<Document>,
+    incomplete: bool,
+    sources: &[SourceFile],
+    problems: &mut Collector,
+) -> Option<MeshConfig> {
+    let mut check =
+        Check { problems, sources, incomplete, references: Vec::new(), suggestions: SUGGESTIONS_MAX };
+    let meshes = documents.into_iter().filter_map(|document| match document {
+        Document::Mesh(mesh) => Some(*mesh),
+        _ => None,
+    });
+    let raw = check.one_mesh(meshes.collect())?;
+    check.mesh(&raw)
 }
 
 /// The names of all Peer documents, right or wrong, with their places.

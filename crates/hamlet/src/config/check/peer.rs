@@ -9,9 +9,13 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::imported::ImportLimits;
 use hamlet_core::{PeerName, SpiffeId, TrustDomain};
 
+use hamlet_identity::RevocationPolicy;
+
 use super::Check;
+use super::foreign::foreign_identity;
 use crate::config::model::{
-    EndpointProof, Extensions, FollowedEndpoint, MeshConfig, PeerConfig, Profile, SecretFile, Version,
+    CrlFile, EndpointProof, Extensions, FollowedEndpoint, MeshConfig, PeerConfig, Profile, SecretFile,
+    Version,
 };
 use crate::config::problem::Mark;
 use crate::config::raw::{At, Peer, RawEndpoint};
@@ -24,6 +28,7 @@ impl Check<'_> {
         mesh: Option<&MeshConfig>,
     ) -> BTreeMap<PeerName, PeerConfig> {
         self.trust_domains_differ(raw, mesh);
+        self.identities_differ(raw);
         let domains: BTreeSet<&TrustDomain> =
             raw.iter().filter_map(|p| p.trust_domain.as_ref()).map(|at| &at.value).collect();
         if let (Some(mesh), Some(last)) = (mesh, raw.last())
@@ -41,6 +46,7 @@ impl Check<'_> {
         let mut peers = BTreeMap::new();
         for raw in raw {
             self.peer_ids(raw);
+            self.peer_identity(raw);
             self.peer_version(raw);
             self.peer_endpoint(raw, &domains);
             if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
@@ -202,6 +208,13 @@ impl Check<'_> {
             .context
             .as_ref()
             .map(|at| SecretFile { path: self.file(at, "write the secret into it, with mode 0600") });
+        let crl = match &raw.crl {
+            Some(at) => Some(CrlFile {
+                path: self.file(at, "export the revocation lists of the peer's CAs there, in PEM or DER"),
+                policy: RevocationPolicy { stale: raw.crl_stale?, unlisted: raw.crl_unlisted? },
+            }),
+            None => None,
+        };
         let limits = &mesh?.limits;
         Some(PeerConfig {
             name: PeerName::parse(&raw.meta.name.as_ref()?.value).ok()?,
@@ -212,8 +225,10 @@ impl Check<'_> {
                 None => None,
                 Some(endpoint) => Some(self.followed(endpoint)?),
             },
-            agent_ids: ids(&raw.agent_ids)?,
-            gateway_ids: ids(&raw.gateway_ids)?,
+            agent_ids: ids(&raw.agent_ids, raw.identity.is_some())?,
+            gateway_ids: ids(&raw.gateway_ids, raw.identity.is_some())?,
+            identity: foreign_identity(raw)?,
+            crl,
             publish: raw.publish?,
             import: raw.import?,
             context,
@@ -241,6 +256,7 @@ impl Check<'_> {
     }
 }
 
-fn ids(list: &[At<SpiffeId>]) -> Option<Vec<SpiffeId>> {
-    (!list.is_empty()).then(|| list.iter().map(|at| at.value.clone()).collect())
+/// At least one, unless something else proves who it is.
+fn ids(list: &[At<SpiffeId>], foreign: bool) -> Option<Vec<SpiffeId>> {
+    (foreign || !list.is_empty()).then(|| list.iter().map(|at| at.value.clone()).collect())
 }

@@ -62,13 +62,9 @@ impl Knocker {
         let (peer, domain) = (PeerName::parse(peer)?, TrustDomain::parse(domain)?);
         let pem = std::fs::read(bundle)?;
         let trust = TrustTable::new(SystemClock::shared());
-        trust.replace(vec![PeerTrust {
-            peer: peer.clone(),
-            trust_domain: domain.clone(),
-            bundle: Arc::new(TrustBundle::from_pem(domain.clone(), &pem)?),
-            agent_ids: vec![domain.id(AGENT_ID_PATH)?],
-            gateway_ids: vec![domain.id(GATEWAY_ID_PATH)?],
-        }])?;
+        let bundle = Arc::new(TrustBundle::from_pem(domain.clone(), &pem)?);
+        let (agent, gateway) = (domain.id(AGENT_ID_PATH)?, domain.id(GATEWAY_ID_PATH)?);
+        trust.replace(vec![PeerTrust::new(peer.clone(), bundle, vec![agent], vec![gateway])])?;
         Ok(Knocker { identity_folder: identity.to_owned(), peer, domain, trust })
     }
 

@@ -74,6 +74,57 @@ static TRUST: Object = Object {
     ],
 };
 
+static IDENTITY: Object = Object {
+    fields: &[
+        field(
+            "dns",
+            List { item: &Text(&FQDN), min: 1, max: 32 },
+            Optional,
+            "Exact DNS names: one of them must be among the subject alternative names of its agent's certificate. No wildcard matches, and no common name.",
+            "[agent.east.example]",
+        ),
+        field(
+            "fingerprint",
+            List { item: &Text(&FINGERPRINT), min: 1, max: 32 },
+            Optional,
+            "SHA-256 of its agent's exact certificates. One that stands in `trust.bundle` itself needs no CA, unless `trust.endpoint` is followed: list the next one before it is renewed.",
+            "[\"sha256:3f0b4d2c9a1e5c7786f2b1d0e4a39c58617f0e2d3b4c5a69788796a5b4c3d2e1\"]",
+        ),
+    ],
+};
+
+static CRL: Object = Object {
+    fields: &[
+        field(
+            "file",
+            Text(&PATH),
+            Required,
+            "The revocation lists of its CAs, one in DER or any number in PEM, one a CA. The whole chain is checked; the file is read again when it changes, and what it revokes is cut off.",
+            "peers/globex.crl",
+        ),
+        field(
+            "stale",
+            Choice(&[
+                ("refuse", "nobody is believed on an outdated list"),
+                ("accept", "what it revokes stays revoked, everybody else is believed"),
+            ]),
+            Default("refuse"),
+            "What a list means whose next update is overdue.",
+            "accept",
+        ),
+        field(
+            "unlisted",
+            Choice(&[
+                ("refuse", "certificates of a CA without a list are refused"),
+                ("accept", "certificates of a CA without a list are believed"),
+            ]),
+            Default("refuse"),
+            "What it means that a CA in the chain has no list in the file.",
+            "accept",
+        ),
+    ],
+};
+
 static CONTEXT: Object = Object {
     fields: &[field(
         "file",
@@ -156,16 +207,30 @@ pub static PEER: Kind = Kind {
             field(
                 "agentIds",
                 List { item: &Text(&SPIFFE_ID), min: 1, max: 32 },
-                Required,
-                "The exact ids of its agents; another workload of its trust domain is not its agent.",
+                Optional,
+                "The exact ids of its agents; another workload of its trust domain is not its agent. Required, unless `identity` says otherwise.",
                 "[\"spiffe://globex.example/hamlet/agent\"]",
             ),
             field(
                 "gatewayIds",
                 List { item: &Text(&SPIFFE_ID), min: 1, max: 32 },
-                Required,
-                "The exact ids of its gateways.",
+                Optional,
+                "The exact ids of its gateways. Required, unless there is an `identity`; without them no call goes to it or comes from it.",
                 "[\"spiffe://globex.example/hamlet/gateway\"]",
+            ),
+            field(
+                "identity",
+                Shape::Object(&IDENTITY),
+                Optional,
+                "What its agent proves instead of `agentIds`, for a peer without SPIFFE ids: DNS names or fingerprints, never both. Such a peer is no Hamlet agent; its `trustDomain` is the one of its gateways, and a name of its own if it has none.",
+                "{dns: [agent.east.example]}",
+            ),
+            field(
+                "crl",
+                Shape::Object(&CRL),
+                Optional,
+                "What its CAs have revoked.",
+                "{file: peers/globex.crl}",
             ),
             field(
                 "publish",
