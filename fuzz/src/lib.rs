@@ -10,6 +10,7 @@
 mod codecs;
 mod core_types;
 mod edges;
+mod jwks;
 pub mod seeds;
 mod sessions;
 mod store;
@@ -42,6 +43,7 @@ targets! {
     sessions: exchange;
     edges: frames, hello;
     store: journal;
+    jwks: jwks;
     codecs: message, message_v1;
     core_types: names;
     codecs: records, service, service_v1;

@@ -327,6 +327,10 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
         b"# a comment\n-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".to_vec(),
     );
     add("bundle", "good", vec![1]);
+    let set = &include_bytes!("../../crates/hamlet-identity/tests/golden/spiffe/x509-and-jwt.json")[..];
+    add("jwks", "set", set.to_vec());
+    add("jwks", "revoked", br#"{"keys":[],"spiffe_sequence":7}"#.to_vec());
+    add("jwks", "map", br#"{"trust_domains":{"acme.example":{"keys":[]}}}"#.to_vec());
     add("records", "two", records());
     add("text", "cursor", b"\x40a\nb\x1b[31mc\xe2\x80\xaed".to_vec());
     out

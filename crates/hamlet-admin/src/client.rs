@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{
-    AgentStatus, Confirmed, ErrorBody, ErrorCode, List, Listed, PeeringAnswer, PeeringRequest,
-    ReloadProblems, ReloadReport, StatusReport, TranscriptPage,
+    AgentStatus, BundleSet, Confirmed, ErrorBody, ErrorCode, List, Listed, OwnBundle, PeeringAnswer,
+    PeeringRequest, ReloadProblems, ReloadReport, StatusReport, TranscriptPage,
 };
 use crate::limits;
 
@@ -168,6 +168,21 @@ impl Client {
             return Err(ClientError::NotFound(format!("a name of {} bytes names no peer", peer.len())));
         }
         self.get(&format!("/v1/transcript/{}?after={after}", encode_segment(peer))).await
+    }
+
+    /// Our own bundle.
+    pub async fn own_bundle(&self) -> Result<OwnBundle, ClientError> {
+        self.get("/v1/bundle").await
+    }
+
+    /// Puts a bundle of a peer in force by hand; kept when this returns.
+    pub async fn set_bundle(&self, peer: &str, bytes: Vec<u8>) -> Result<BundleSet, ClientError> {
+        if peer.is_empty() || peer.len() > limits::NAME_BYTES {
+            return Err(ClientError::NotFound(format!("a name of {} bytes names no peer", peer.len())));
+        }
+        let path = format!("/v1/bundle/{}", encode_segment(peer));
+        let (status, body) = self.send(Method::POST, &path, bytes.into()).await?;
+        if status.is_success() { self.parse(&body) } else { Err(self.refusal(status, &body)) }
     }
 
     /// The text of `/readyz?verbose`, and whether the agent is ready.

@@ -168,6 +168,16 @@ metrics! {
         peer_attempts: By<PeerLabel>,
         /// Connections with a peer that were closed because it sent too many streams or frames.
         peer_floods: By<PeerLabel>,
+        /// Time since a peer's bundle endpoint last gave a good answer, in seconds; absent without one.
+        peer_bundle_age_seconds: By<PeerLabel>,
+        /// Looks at a peer's bundle endpoint that failed, or whose bundle was refused, since the last good one.
+        peer_bundle_failures: By<PeerLabel>,
+        /// 1 while a peer's last bundle has the sequence of the one held and other content: an alarm.
+        peer_bundle_fork: By<PeerLabel>,
+        /// The sequence of a peer's bundle; absent without one.
+        peer_bundle_sequence: By<PeerLabel>,
+        /// When the first CA of a peer's bundle expires, in seconds since the Unix epoch; absent without one.
+        peer_bundle_not_after_seconds: By<PeerLabel>,
         /// What is left of a lost peer's hold time, in seconds; absent while it doesn't run.
         peer_hold_left_seconds: By<PeerLabel>,
     }
@@ -312,6 +322,7 @@ impl StateMetrics {
             self.peer_hold_left_seconds.get_or_create(&label).set(secs(ms));
         }
         self.fill_progress(peer);
+        self.fill_bundle(peer);
         let sets = |flow: Flow, sets: &[(&'static str, u64)]| {
             for (set, count) in sets {
                 let label = SetLabels { peer: name(), flow: flow.into(), set };
@@ -347,6 +358,26 @@ impl StateMetrics {
             ];
             sets(Flow::Import, &counts);
             proof(Flow::Import, &i.proof);
+        }
+    }
+
+    /// What proves it.
+    fn fill_bundle(&self, peer: &PeerStatus) {
+        let Some(bundle) = &peer.bundle else { return };
+        let label = PeerLabel { peer: peer.name.clone() };
+        if bundle.url.is_some() {
+            let fork = bundle.refused.as_deref() == Some("fork");
+            self.peer_bundle_fork.get_or_create(&label).set(flag(fork));
+            self.peer_bundle_failures.get_or_create(&label).set(number(bundle.failures));
+        }
+        if let Some(age) = bundle.age_ms {
+            self.peer_bundle_age_seconds.get_or_create(&label).set(secs(age));
+        }
+        if let Some(sequence) = bundle.sequence {
+            self.peer_bundle_sequence.get_or_create(&label).set(number(sequence));
+        }
+        if let Some(end) = bundle.not_after_s() {
+            self.peer_bundle_not_after_seconds.get_or_create(&label).set(number(end));
         }
     }
 

@@ -1,8 +1,9 @@
 //! Where the API takes its answers from: the agent implements this, tests do so as well.
 
 use crate::api::{
-    AgentStatus, ApiError, ImportStatus, PeerStatus, PeeringAnswer, PeeringRequest, PublicationStatus,
-    ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, TranscriptPage,
+    AgentStatus, ApiError, BundleSet, BundleSetError, ImportStatus, OwnBundle, PeerStatus, PeeringAnswer,
+    PeeringRequest, PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus,
+    TranscriptPage,
 };
 
 /// A boxed future, as an object-safe trait needs it.
@@ -28,6 +29,12 @@ pub trait StateSource: Send + Sync + 'static {
     fn confirm_withdrawals(&self) -> u64;
     /// What was said on a peer's streams after entry number `after`; `None` if there is no such peer.
     fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage>;
+    /// Our own bundle, or why there is none.
+    fn own_bundle(&self) -> Result<OwnBundle, String>;
+    /// Puts a bundle (PEM, JWK set or map) of a peer in force by hand and keeps it; done when it
+    /// returns.
+    fn set_bundle(&self, peer: &str, bytes: bytes::Bytes)
+    -> BoxFuture<'_, Result<BundleSet, BundleSetError>>;
     /// Does what is asked about peering by token; done when it returns.
     fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>>;
     /// All metrics in OpenMetrics text, closed by `# EOF`.

@@ -64,6 +64,18 @@ pub enum BundleError {
          the trustDomain of the peer"
     )]
     OtherDomain { at: usize, found: String, expected: TrustDomain },
+    #[error("the bundle can't be read as JSON: {0}; export it again")]
+    Json(String),
+    #[error("entry {at} of `keys` in the bundle can't be used: {reason}; ask the peer to export it again")]
+    Entry { at: usize, reason: String },
+    #[error("the bundle map names no usable trust domain: {0}; write each trust domain once")]
+    MapDomain(String),
+    #[error(
+        "the bundle map has nothing for {expected}; it has {found}: check the trustDomain of the peer, or the map"
+    )]
+    NotInMap { expected: TrustDomain, found: String },
+    #[error("certificate {at} of the bundle ({subject}) has a key that JWK can't express: {reason}")]
+    NoJwk { at: usize, subject: String, reason: String },
 }
 
 /// One CA certificate of a bundle.
@@ -138,8 +150,35 @@ impl TrustBundle {
             }
             ders.push(der);
         }
+        TrustBundle::from_parts(domain, ders, pinned)
+    }
+
+    /// The certificates, in that order and each once, as the CAs of `domain`: the same rules as
+    /// for [`Self::from_pem`].
+    pub fn from_ders(
+        domain: TrustDomain,
+        ders: Vec<CertificateDer<'static>>,
+    ) -> Result<TrustBundle, BundleError> {
+        TrustBundle::from_parts(domain, ders, &[])
+    }
+
+    /// What both have in common: from here on the format doesn't matter.
+    fn from_parts(
+        domain: TrustDomain,
+        given: Vec<CertificateDer<'static>>,
+        pinned: &[Fingerprint],
+    ) -> Result<TrustBundle, BundleError> {
+        let mut ders: Vec<CertificateDer<'static>> = Vec::new();
+        for der in given {
+            if !ders.contains(&der) {
+                ders.push(der);
+            }
+        }
         if ders.is_empty() {
             return Err(BundleError::Empty);
+        }
+        if ders.len() > ANCHORS_MAX {
+            return Err(BundleError::TooMany);
         }
         let (mut anchors, mut parsed, mut rules) = (Vec::new(), Vec::new(), Vec::new());
         for (index, der) in ders.into_iter().enumerate() {
@@ -206,6 +245,8 @@ fn read_anchor(
     if let Some(key) = cert.bad_key {
         return Err(BundleError::Key { at, subject, key });
     }
+    // A key that can't be written down is one that can't verify anything either.
+    crate::spiffe::jwk_members(&der).map_err(|reason| BundleError::Malformed { at, reason })?;
     let mut trust = webpki::anchor_from_trusted_cert(&der)
         .map_err(|e| BundleError::Malformed { at, reason: e.to_string() })?
         .to_owned();

@@ -22,6 +22,7 @@ pub mod ca;
 mod constraints;
 mod crl;
 mod der;
+mod endpoint;
 mod failures;
 mod files;
 mod hello;
@@ -32,6 +33,7 @@ mod path;
 pub mod peering;
 mod refused;
 mod silent;
+mod spiffe;
 mod tickets;
 mod tls;
 mod trust;
@@ -45,6 +47,9 @@ pub use authority::{Authority, AuthorityError, AuthorityKeeper, AuthoritySetting
 pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
 pub use crl::{CRL_BYTES_MAX, CRLS_MAX, CrlError, Lenience, ListedCrl, RevocationLists, RevocationPolicy};
+pub use endpoint::{
+    EndpointLeaf, EndpointTlsError, WebLeaf, endpoint_server, spiffe_endpoint_client, web_endpoint_client,
+};
 pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
 pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
@@ -52,6 +57,10 @@ pub use local::{CertificateProvider, IdentityError, LocalIdentity};
 pub use minter::{CurrentCa, MINTED_MAX, SniMinter};
 pub use refused::VerifyError;
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
+pub use spiffe::{
+    ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BUNDLE_KEYS_MAX, BundleChange, BundleRefusal, Channel,
+    HeldBundle, JSON_DEPTH_MAX, JSON_VALUES_MAX, MAP_DOMAINS_MAX, SEQUENCE_JUMP_MAX, SpiffeBundle,
+};
 pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use hamlet_core::PeerName;
 use hamlet_identity::{
-    Expect, GatewayClients, Role, TrustTable, VerifyError, agent_client_config, agent_server_config,
-    agent_server_name, gateway_client_config, gateway_server_config, proven_client, proven_server,
-    refusal_in,
+    EndpointLeaf, Expect, GatewayClients, Lenience, PeerTrust, RevocationLists, RevocationPolicy, Role,
+    TrustTable, VerifyError, agent_client_config, agent_server_config, agent_server_name, endpoint_server,
+    gateway_client_config, gateway_server_config, proven_client, proven_server, refusal_in,
+    spiffe_endpoint_client,
 };
+use hamlet_runtime::SystemClock;
 use hamlet_testkit::pki::{LeafSpec, TestCa, TestLeaf, trust_table};
 use hamlet_testkit::tls::{Handshake, handshake, old_client, stranger_client, stranger_server};
 use rustls::HandshakeKind;
@@ -112,6 +114,29 @@ async fn a_proven_agent_that_speaks_another_protocol_is_refused() {
     for (alpn, good) in [(&b"http/1.1"[..], false), (b"h2", true)] {
         let client = stranger_client(Some(&m.globex.agent()), &[alpn]);
         assert_eq!(handshake(client, server.clone(), "acme.example").await.is_ok(), good);
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_endpoint_proves_the_exact_id_asked_for_and_nothing_that_its_mesh_has_revoked() {
+    let acme = TestCa::new("acme.example");
+    let (revoked, other) = (acme.agent(), acme.agent());
+    let policy = RevocationPolicy { stale: Lenience::Refuse, unlisted: Lenience::Refuse };
+    let lists = RevocationLists::read(acme.crl(&[&revoked], 3600).as_bytes(), policy).unwrap();
+    let plain = acme.trust_as("acme");
+    let listed = PeerTrust { revoked: Some(Arc::new(lists)), ..plain.clone() };
+    let (id, gateway) = (acme.agent_id(), acme.gateway_id());
+    for (leaf, trust, id, rule) in [
+        (&revoked, &plain, &id, None),
+        (&other, &listed, &id, None),
+        (&revoked, &listed, &id, Some("revoked")),
+        (&other, &plain, &gateway, Some("not-listed")),
+        (&other, &TestCa::new("acme.example").trust_as("acme"), &id, Some("untrusted-issuer")),
+    ] {
+        let client = spiffe_endpoint_client(trust, id, SystemClock::shared()).unwrap();
+        let server = endpoint_server(EndpointLeaf::Spiffe(leaf.identity()));
+        let done = handshake(client, server, "any.example").await;
+        assert_eq!(done.client.err().as_ref().and_then(refused_by), rule);
     }
 }
 

@@ -202,6 +202,11 @@ impl Store {
         self.submit(fitting(Table::Documents, key, value).map(|write| vec![write]))
     }
 
+    /// Removes a named document, durably; that there is none is no error.
+    pub fn remove_document(&self, name: &str) -> CommitFuture {
+        self.put_documents(vec![(name.to_owned(), None)])
+    }
+
     /// Makes several named documents durable in one transaction; `None` removes one. The same rules
     /// as for [`ImportStore::commit`].
     pub fn put_documents(&self, documents: Vec<(String, Option<Vec<u8>>)>) -> CommitFuture {

@@ -6,6 +6,7 @@
 
 pub mod age;
 pub mod agent;
+pub mod bundle;
 pub mod list;
 pub mod peer;
 pub mod peering;
@@ -19,6 +20,7 @@ pub use agent::{
     Problem, ReadyCheck, ReloadProblems, ReloadReport, SourceStatus, StatusReport, StoreStatus, TaskFailure,
     TaskStatus,
 };
+pub use bundle::{AnchorStatus, BundleSet, BundleSetError, BundleStatus, OwnBundle};
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{
     BeatStatus, CrlStatus, Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof,

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::age::human_age;
+use super::bundle::BundleStatus;
 use super::list::{Kind, Listed};
 
 /// Who opened the connection that carries the stream.
@@ -600,6 +601,9 @@ pub struct PeerStatus {
     /// Why the last stream or attempt ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Event>,
+    /// What proves its ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<BundleStatus>,
     /// Refused handshakes in this peer's name, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub auth_failures: Vec<Event>,

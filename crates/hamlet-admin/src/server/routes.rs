@@ -12,8 +12,8 @@ use hamlet_runtime::Shutdown;
 use http::{StatusCode, header};
 
 use crate::api::{
-    ApiError, Confirmed, ErrorBody, ErrorCode, Found, ImportStatus, Kind, List, Listed, Origin, PeerStatus,
-    PublicationStatus, ServiceStatus, StatusReport, find,
+    ApiError, BundleSetError, Confirmed, ErrorBody, ErrorCode, Found, ImportStatus, Kind, List, Listed,
+    Origin, PeerStatus, PublicationStatus, ServiceStatus, StatusReport, find,
 };
 use crate::limits;
 use crate::source::StateSource;
@@ -34,6 +34,8 @@ pub fn admin_router(source: Arc<dyn StateSource>, stop: Shutdown) -> Router {
         .route("/v1/{kind}/{name}", get(one))
         .route("/v1/watch/{kind}", get(watch))
         .route("/v1/transcript/{peer}", get(transcript))
+        .route("/v1/bundle", get(own_bundle))
+        .route("/v1/bundle/{peer}", post(set_bundle))
         .route("/v1/peering", post(peering))
         .route("/v1/reload", post(reload))
         .route("/v1/reload/confirm-withdrawals", post(confirm_withdrawals))
@@ -252,6 +254,28 @@ async fn transcript(State(app): State<App>, Path(peer): Path<String>, RawQuery(q
         None => {
             let shown = hamlet_core::rejection::one_line(&peer, 256);
             not_found(format!("there is no peer named {shown}: `hamlet get peers` lists them"))
+        }
+    }
+}
+
+async fn own_bundle(State(app): State<App>) -> Response {
+    match app.source.own_bundle() {
+        Ok(bundle) => Json(bundle).into_response(),
+        Err(why) => not_found(why),
+    }
+}
+
+/// The body is the bundle; axum bounds its size.
+async fn set_bundle(State(app): State<App>, Path(peer): Path<String>, body: Bytes) -> Response {
+    match app.source.set_bundle(&peer, body).await {
+        Ok(set) => Json(set).into_response(),
+        Err(BundleSetError::NoPeer) => {
+            let shown = hamlet_core::rejection::one_line(&peer, 256);
+            not_found(format!("there is no peer named {shown}: `hamlet get peers` lists them"))
+        }
+        Err(BundleSetError::Refused(message)) => {
+            let body = ApiError { code: ErrorCode::Request, message, candidates: vec![], problems: None };
+            error(StatusCode::UNPROCESSABLE_ENTITY, body)
         }
     }
 }

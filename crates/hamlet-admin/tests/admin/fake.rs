@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ApiError, ConfigStatus, ErrorCode, ImportStatus, InstanceStatus, Origin, PeerState,
-    PeerStatus, PeeringAnswer, PeeringList, PeeringRequest, Programming, PublicationStatus, ReadyCheck,
-    ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine, TranscriptPage,
+    AgentStatus, ApiError, BundleSet, BundleSetError, ConfigStatus, ErrorCode, ImportStatus, InstanceStatus,
+    Origin, OwnBundle, PeerState, PeerStatus, PeeringAnswer, PeeringList, PeeringRequest, Programming,
+    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, StoreStatus, TranscriptLine,
+    TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::{AdminSocket, BoxFuture, Client, MetricsText, StateSource};
@@ -84,6 +85,24 @@ impl StateSource for Fake {
         let line = |seq| TranscriptLine { seq, kind: "ack".into(), times: 1, ..Default::default() };
         let entries = (after + 1..=4).map(line).collect();
         known.then(|| TranscriptPage { peer: peer.to_owned(), gone: 0, entries })
+    }
+    fn own_bundle(&self) -> Result<OwnBundle, String> {
+        Ok(OwnBundle { trust_domain: "acme.example".into(), jwks: "{\"keys\": []}".into() })
+    }
+    fn set_bundle(
+        &self,
+        peer: &str,
+        bytes: bytes::Bytes,
+    ) -> BoxFuture<'_, Result<BundleSet, BundleSetError>> {
+        let answer = match (peer, bytes.is_empty()) {
+            ("globex", false) => {
+                let (peer, added) = (peer.to_owned(), vec![format!("{} bytes", bytes.len())]);
+                Ok(BundleSet { peer, added, ..Default::default() })
+            }
+            ("globex", true) => Err(BundleSetError::Refused("it is empty".into())),
+            _ => Err(BundleSetError::NoPeer),
+        };
+        Box::pin(async move { answer })
     }
     fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
         let missing = || ApiError {

@@ -222,3 +222,20 @@ async fn a_transcript_comes_from_an_entry_on_and_of_nobody_not_at_all() {
     assert_eq!(client.confirm_withdrawals().await.unwrap(), 3);
     served.stop().await;
 }
+
+#[tokio::test]
+async fn our_bundle_is_shown_and_a_peers_is_set_with_its_bytes() {
+    let (served, fake) = (Served::folder(), Fake::new(State::default()));
+    served.serve(&fake).await.unwrap();
+    let client = served.client();
+    assert_eq!(client.own_bundle().await.unwrap().trust_domain, "acme.example");
+    let set = client.set_bundle("globex", vec![b'x'; 100_000]).await.unwrap();
+    assert_eq!(set.added, ["100000 bytes"]);
+    let refused = client.set_bundle("globex", vec![]).await.unwrap_err();
+    assert!(matches!(&refused, ClientError::Refused { status: 422, message } if message == "it is empty"));
+    for nobody in ["initech", "glo/bex", "", &"x".repeat(3000)] {
+        let missing = client.set_bundle(nobody, vec![1]).await.unwrap_err();
+        assert!(matches!(missing, ClientError::NotFound(_)), "{nobody}: {missing}");
+    }
+    served.stop().await;
+}

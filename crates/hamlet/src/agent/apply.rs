@@ -10,7 +10,7 @@ use hamlet_identity::watch::IdentityWatch;
 use hamlet_runtime::Shutdown;
 
 use super::Agent;
-use super::peers::trust_of;
+use super::bundles::own_file;
 use crate::config::{self, Config, Loaded, Problems};
 
 impl Agent {
@@ -99,12 +99,14 @@ impl Agent {
         let new = Arc::new(loaded.config);
         self.config.store(new.clone());
         // Trust first when it shrinks or grows: a removed peer is out before anything else.
-        *self.distrusted.lock() = trust_of(&new, &self.peering.ledger(), &self.trust);
+        self.believe();
         self.connection_limits.store(Arc::new((&new.mesh.limits).into()));
         self.refresh_local();
         let withheld = self.file_source().problem();
         self.reconcile_links(&new).await;
         self.sinks_due.send_modify(|v| *v += 1);
+        self.refresh_own_bundle().await;
+        self.follow_bundles(&new).await;
         self.watch_certificates();
         let mut load = self.load.lock();
         let changed = !changes.is_empty() || !needs_restart.is_empty();
@@ -134,8 +136,11 @@ impl Agent {
         let config = self.config();
         let secrets = config.peers.values().filter_map(|p| p.context.as_ref()).map(|c| c.path.clone());
         let lists = config.peers.values().filter_map(|p| p.crl.as_ref()).map(|c| c.path.clone());
-        let bundles = config.peers.values().map(|p| p.bundle.clone());
-        let files: BTreeSet<PathBuf> = bundles.chain(lists).chain(secrets).collect();
+        let bundles = config.peers.values().filter_map(|p| p.bundle.clone());
+        let web = config.mesh.bundle_endpoint.as_ref().and_then(|e| e.web.as_ref());
+        let web = web.into_iter().flat_map(|pair| [pair.cert.clone(), pair.key.clone()]);
+        let ours = own_file(&config.mesh).into_iter().chain(web);
+        let files: BTreeSet<PathBuf> = bundles.chain(lists).chain(secrets).chain(ours).collect();
         let identities = vec![self.agent_identity.clone(), self.gateway_identity.clone()];
         let watch = IdentityWatch::new(identities).with_files(files);
         let mut changed = watch.files_changed();
@@ -147,9 +152,10 @@ impl Agent {
         let agent = self.clone();
         self.spawner.spawn("bundles", async move {
             while let Some(Ok(())) = shutdown.or_begun(changed.changed()).await {
-                tracing::info!("a peer's bundle, revocation lists or secret changed");
+                tracing::info!("a bundle, a revocation list or a secret changed");
                 let config = agent.config();
-                *agent.distrusted.lock() = trust_of(&config, &agent.peering.ledger(), &agent.trust);
+                agent.believe();
+                agent.refresh_own_bundle().await;
                 agent.reconcile_links(&config).await;
             }
         });
@@ -200,6 +206,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("spec.trustDomain", a.trust_domain != b.trust_domain),
         ("spec.identity", a.identity != b.identity),
         ("spec.listen", a.listen != b.listen),
+        ("spec.bundleEndpoint", a.bundle_endpoint != b.bundle_endpoint),
         ("spec.data", a.data != b.data),
         ("spec.socket", a.socket != b.socket),
         ("spec.egress", a.egress != b.egress),

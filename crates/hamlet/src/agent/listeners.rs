@@ -2,7 +2,6 @@
 //! remedy. A listener whose identity can't be used isn't bound until it can; nothing falls back to
 //! less, and the rest goes on.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,18 +11,16 @@ use anyhow::Context;
 use hamlet_adapters::dns::DnsServer;
 use hamlet_admin::api::ListenerStatus;
 use hamlet_admin::server::{AdminSocket, start_health};
-use hamlet_core::PeerName;
 use hamlet_gateway::{Gateway, GatewayConfig, Limits};
 use hamlet_identity::TrustTable;
-use hamlet_peering::Ledger;
 use hamlet_protocol::server::{AgentServer, ServerContext};
 use hamlet_runtime::{Clock, Spawner};
 use tokio::runtime::Runtime;
 
 use super::Agent;
+use super::bundles::BundleServer;
 use super::identity::{self, OwnIdentity};
 use super::peering::PeeringAnnex;
-use super::peers::trust_of;
 use crate::config::Config;
 
 /// How long a listener that came late waits before it tries its port again.
@@ -32,15 +29,14 @@ const BIND_AGAIN: Duration = Duration::from_secs(2);
 /// Who we are, whom we trust, and the gateway, which lives on a runtime of its own.
 pub(super) struct Entered {
     pub(super) trust: Arc<TrustTable>,
-    pub(super) distrusted: BTreeMap<PeerName, String>,
     pub(super) own: OwnIdentity,
     pub(super) gateway: Gateway,
 }
 
-/// Loads identity and trust and starts the gateway with empty tables.
+/// Loads our identity and starts the gateway with empty tables; nobody is trusted yet, since what
+/// proves some peers is in the store.
 pub(super) async fn gateway(
     config: &Config,
-    ledger: &Ledger,
     clock: Arc<dyn Clock>,
     spawner: Spawner,
     traffic: &Runtime,
@@ -49,7 +45,6 @@ pub(super) async fn gateway(
     let own = identity::load(mesh, &clock)?;
     let trust = TrustTable::new(clock.clone());
     trust.set_own_trust_domain(mesh.trust_domain.clone());
-    let distrusted = trust_of(config, ledger, &trust);
     let settings = GatewayConfig {
         ingress: mesh.listen.ingress,
         egress_http: mesh.listen.egress_http,
@@ -67,7 +62,7 @@ pub(super) async fn gateway(
     let starting = Gateway::start(settings, gateway, minter, trust.clone(), spawner, clock);
     let started = traffic.handle().spawn(starting).await;
     let gateway = started.context("starting the gateway was interrupted")??;
-    Ok(Entered { trust, distrusted, own, gateway })
+    Ok(Entered { trust, own, gateway })
 }
 
 /// Where everything listens, once it does.
@@ -122,6 +117,13 @@ pub(super) async fn start(agent: &Arc<Agent>, admin: &Spawner) -> anyhow::Result
         *agent.dns.lock() = Some(server.counters());
         let run = server.run(agent.zone.clone(), agent.spawner.clone(), agent.spawner.shutdown());
         agent.spawner.spawn("dns", run);
+    }
+    if let Some(settings) = &config.mesh.bundle_endpoint
+        && let Some(address) = settings.listen
+    {
+        let server = BundleServer::bind(agent, address, settings).await?;
+        note("bundle", server.local_addr());
+        agent.spawner.spawn("bundle", server.run(agent.clone(), agent.spawner.shutdown()));
     }
     if let Some(address) = config.mesh.listen.admin {
         note("health", start_health(address, agent.clone(), admin, admin.shutdown()).await?);

@@ -5,6 +5,7 @@
 
 mod applied;
 mod apply;
+pub(crate) mod bundles;
 mod expiry;
 mod identity;
 mod listeners;
@@ -194,10 +195,10 @@ async fn start(
     supervisors: &Supervisors,
 ) -> anyhow::Result<Arc<Agent>> {
     let gateway_spawner = supervisors.traffic.spawner();
-    let entered =
-        listeners::gateway(&loaded.config, &kept.ledger, clock.clone(), gateway_spawner, traffic).await?;
+    let entered = listeners::gateway(&loaded.config, clock.clone(), gateway_spawner, traffic).await?;
     let agent = Agent::open(options, clock, (loaded, kept), entered, supervisors.control.spawner()).await?;
     // What the store kept is served before any peer is reached.
+    agent.refresh_own_bundle().await;
     agent.start_peers().await;
     agent.start_sinks().await;
     agent.start_reports();
@@ -206,6 +207,7 @@ async fn start(
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
     agent.finish_leaving().await;
+    agent.start_bundles().await;
     agent.watch_files(snapshot);
     bound.log();
     tracing::info!(

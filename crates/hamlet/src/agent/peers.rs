@@ -6,9 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
-use hamlet_identity::{
-    BundleError, CRL_BYTES_MAX, ForeignIdentity, PeerTrust, RevocationLists, TrustBundle, TrustTable,
-};
+use hamlet_identity::{CRL_BYTES_MAX, PeerTrust, RevocationLists, TrustBundle, TrustTable};
 use hamlet_peering::Ledger;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::{Dialect, Secret};
@@ -16,13 +14,19 @@ use hamlet_protocol::importer::{COMMIT_DEADLINE, ImportSettings};
 use hamlet_protocol::link::{Link, LinkConfig};
 
 use super::Agent;
+use super::bundles::PeerBundles;
 use crate::config::{Config, CrlFile, Extensions, HoldTime, PeerConfig, Resync, Version};
 
 /// Puts the peers' bundles in force; returns the peers that are not talked to, and why. One whose
 /// bundle can't be used isn't trusted at all. One whose context value can't be read only gets no
 /// streams: without the value it would come in unasked. One made by token whose words nobody has
 /// confirmed isn't trusted either.
-pub(super) fn trust_of(config: &Config, ledger: &Ledger, trust: &TrustTable) -> BTreeMap<PeerName, String> {
+pub(super) fn trust_of(
+    config: &Config,
+    ledger: &Ledger,
+    bundles: &PeerBundles,
+    trust: &TrustTable,
+) -> BTreeMap<PeerName, String> {
     let mut distrusted = BTreeMap::new();
     let mut peers = vec![];
     for peer in config.peers.values() {
@@ -38,7 +42,8 @@ pub(super) fn trust_of(config: &Config, ledger: &Ledger, trust: &TrustTable) -> 
             tracing::error!(peer = %peer.name, %error, "the context value can't be read; the peer gets no streams");
             distrusted.insert(peer.name.clone(), format!("the context value can't be read: {error}"));
         }
-        match trusted(peer) {
+        let bundle = bundles.of(peer, ledger.peers.get(&peer.name));
+        match bundle.and_then(|bundle| trusted(peer, bundle)) {
             Ok(trust) => peers.push(trust),
             Err(why) => {
                 tracing::error!(peer = %peer.name, %why, "this peer is not trusted");
@@ -53,27 +58,14 @@ pub(super) fn trust_of(config: &Config, ledger: &Ledger, trust: &TrustTable) -> 
     distrusted
 }
 
-/// What proves a peer, read from its files. A list of revoked certificates that can't be read leaves
-/// the peer without trust: nobody knows whom it would revoke.
-pub(crate) fn trusted(peer: &PeerConfig) -> Result<PeerTrust, String> {
-    let path = peer.bundle.display();
-    let pem = std::fs::read(&peer.bundle)
-        .map_err(|e| format!("{path}: {e}; put the peer's CA certificates there"))?;
-    let bundle = bundle_of(peer, &pem).map_err(|e| format!("{path}: {e}"))?;
+/// What proves a peer: this bundle, and what its files say. A list of revoked certificates that
+/// can't be read leaves the peer without trust: nobody knows whom it would revoke.
+pub(crate) fn trusted(peer: &PeerConfig, bundle: TrustBundle) -> Result<PeerTrust, String> {
     let (agents, gateways) = (peer.agent_ids.clone(), peer.gateway_ids.clone());
     let mut trust = PeerTrust::new(peer.name.clone(), Arc::new(bundle), agents, gateways);
     trust.foreign.clone_from(&peer.identity);
     trust.revoked = peer.crl.as_ref().map(revoked).transpose()?.map(Arc::new);
     Ok(trust)
-}
-
-/// The peer's bundle; certificates that it is known by may stand in it without being CAs.
-pub(crate) fn bundle_of(peer: &PeerConfig, pem: &[u8]) -> Result<TrustBundle, BundleError> {
-    let pinned: &[_] = match &peer.identity {
-        Some(ForeignIdentity::Fingerprints(all)) => all,
-        _ => &[],
-    };
-    TrustBundle::from_pem_pinned(peer.trust_domain.clone(), pem, pinned)
 }
 
 /// The peer's revocation lists.
@@ -85,13 +77,19 @@ pub(crate) fn revoked(crl: &CrlFile) -> Result<RevocationLists, String> {
 }
 
 /// The file's bytes, at most one more than `most`: who reads them says that it's too many.
-fn read_up_to(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_up_to(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 impl Agent {
+    /// Puts what proves the peers now in force. Callers don't overtake each other.
+    pub(super) fn believe(&self) {
+        let mut distrusted = self.distrusted.lock();
+        *distrusted = trust_of(&self.config(), &self.peering.ledger(), &self.bundles, &self.trust);
+    }
+
     /// What a link is to do, as configured.
     fn link_config(config: &Config, peer: &PeerConfig, distrusted: Option<&String>) -> LinkConfig {
         let rules = config.imports.get(&peer.name).filter(|_| peer.import).map(|i| Arc::new(i.rules.clone()));

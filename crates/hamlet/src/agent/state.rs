@@ -29,8 +29,10 @@ use hamlet_store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::bundles::{OwnBundles, PeerBundles};
 use super::listeners::Entered;
 use super::peering::{Kept, Peering};
+use super::peers::trust_of;
 use crate::cli::agent::AgentOptions;
 use crate::cli::version::BUILD;
 use crate::config::{Config, Loaded};
@@ -67,6 +69,10 @@ pub(crate) struct Agent {
     pub(super) trust: Arc<TrustTable>,
     /// Peers whose trust can't be used, and why.
     pub(super) distrusted: Mutex<BTreeMap<PeerName, String>>,
+    /// What is held of peers whose bundles are followed.
+    pub(super) bundles: PeerBundles,
+    /// What we publish of ourselves.
+    pub(super) own: OwnBundles,
     pub(super) agent_identity: Arc<LocalIdentity>,
     pub(super) gateway_identity: Arc<LocalIdentity>,
     /// Renews both, if they are of our own authority.
@@ -133,6 +139,9 @@ impl Agent {
         if let Some(damage) = &damage {
             tracing::error!(%damage, "the store was damaged; what is missing will be asked for again");
         }
+        let bundles = PeerBundles::default();
+        bundles.load(&opened.store, &loaded.config, clock.now());
+        let distrusted = trust_of(&loaded.config, &kept.ledger, &bundles, &entered.trust);
         let pool = load_pool(&opened.store, &loaded.config);
         // Versions count anew in each process, so each has a log of its own.
         let log_id: [u8; 16] = rand::random();
@@ -170,7 +179,9 @@ impl Agent {
             clock,
             spawner,
             trust: entered.trust,
-            distrusted: Mutex::new(entered.distrusted),
+            distrusted: Mutex::new(distrusted),
+            bundles,
+            own: OwnBundles::default(),
             agent_identity: entered.own.agent,
             gateway_identity: entered.own.gateway,
             keeper: entered.own.keeper,

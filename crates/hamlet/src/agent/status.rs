@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{
-    AgentStatus, ApiError, ConfigStatus, CrlStatus, Event, ImportStatus, InstanceStatus, Origin, PeerState,
-    PeerStatus, PeeringAnswer, PeeringRequest, Programming, PublicationStatus, ReadyCheck, ReloadProblems,
-    ReloadReport, ServiceStatus, SourceStatus, Standing, StoreStatus, TaskFailure, TaskStatus,
-    TranscriptPage,
+    AgentStatus, ApiError, BundleSet, BundleSetError, ConfigStatus, CrlStatus, Event, ImportStatus,
+    InstanceStatus, Origin, OwnBundle, PeerState, PeerStatus, PeeringAnswer, PeeringRequest, Programming,
+    PublicationStatus, ReadyCheck, ReloadProblems, ReloadReport, ServiceStatus, SourceStatus, Standing,
+    StoreStatus, TaskFailure, TaskStatus, TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
 use hamlet_admin::source::{BoxFuture, StateSource};
@@ -244,7 +244,7 @@ impl StateSource for Agent {
         let distrusted = self.distrusted.lock().clone();
         let ledger = self.peering.ledger();
         let failures = self.trust.failures().list();
-        let wall = self.clock.wall();
+        let (now, wall) = (self.clock.now(), self.clock.wall());
         let links = self.link_statuses();
         let one = |l: &LinkStatus| {
             let configured = config.peers.get(&l.peer);
@@ -257,6 +257,9 @@ impl StateSource for Agent {
             if let Some(why) = distrusted.get(&l.peer) {
                 peer.state = PeerState::Refused { reason: why.clone() };
             }
+            let in_force = self.trust.peer(&l.peer).map(|t| t.bundle.clone());
+            peer.bundle = configured
+                .map(|p| self.bundles.status(p, ledger.peers.get(&l.peer), in_force.as_deref(), now, wall));
             peer.trust_domain.clone_from(&domain);
             peer.crl = self.trust.peer(&l.peer).and_then(|t| t.revoked.clone()).map(|r| crl_status(&r, wall));
             peer.auth_failures = named
@@ -324,6 +327,20 @@ impl StateSource for Agent {
             }
         };
         config.imports.iter().map(one).collect()
+    }
+
+    fn own_bundle(&self) -> Result<OwnBundle, String> {
+        let trust_domain = self.config().mesh.trust_domain.to_string();
+        Ok(OwnBundle { trust_domain, jwks: self.own_jwks()? })
+    }
+
+    fn set_bundle(
+        &self,
+        peer: &str,
+        bytes: bytes::Bytes,
+    ) -> BoxFuture<'_, Result<BundleSet, BundleSetError>> {
+        let peer = peer.to_owned();
+        Box::pin(async move { self.override_bundle(&peer, &bytes).await })
     }
 
     fn readiness(&self) -> Vec<ReadyCheck> {

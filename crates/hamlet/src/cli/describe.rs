@@ -4,11 +4,12 @@ use std::io::Write;
 
 use clap::Args;
 use hamlet_admin::api::{
-    BeatStatus, HelloStatus, ImportProgress, ImportStatus, InstanceStatus, PeerStatus, Programming,
-    PublicationStatus, PublishProgress, RefusedService, ServiceStatus, UnsaidService, human_age,
+    BeatStatus, BundleStatus, HelloStatus, ImportProgress, ImportStatus, InstanceStatus, PeerStatus,
+    Programming, PublicationStatus, PublishProgress, RefusedService, ServiceStatus, UnsaidService, human_age,
 };
 use hamlet_core::rejection::one_line;
 
+use super::bundle::day;
 use super::connect::ConnectArgs;
 use super::exit::{Exit, Failure};
 use super::get::KindArg;
@@ -136,6 +137,9 @@ fn peer(peer: &PeerStatus) -> Page {
     page.option("Last error", error.map(|e| format!("{} ({} ago)", e.message, human_age(e.age_ms))));
     let failures = peer.auth_failures.iter();
     page.list("Refused logins", failures.map(|e| format!("{} ({} ago)", e.message, human_age(e.age_ms))));
+    if let Some(bundle) = &peer.bundle {
+        page.section("Bundle", |page| trust(page, bundle));
+    }
     match &peer.publish {
         Some(progress) => page.section("Publish", |page| publish(page, progress)),
         None => page.field("Publish", "off"),
@@ -145,6 +149,33 @@ fn peer(peer: &PeerStatus) -> Page {
         None => page.field("Import", "off"),
     }
     page
+}
+
+/// What proves the peer, and how the endpoint does where one is followed.
+fn trust(page: &mut Page, bundle: &BundleStatus) {
+    let revoked = "none: the peer has revoked everything";
+    page.field(
+        "Source",
+        if bundle.revoked { revoked } else { bundle.source.as_deref().unwrap_or("none yet") },
+    );
+    page.option("File", bundle.file.as_ref());
+    let profile = bundle.profile.as_deref().unwrap_or_default();
+    page.option("Endpoint", bundle.url.as_ref().map(|url| format!("{url} ({profile})")));
+    page.option("Sequence", bundle.sequence.map(|n| n.to_string()));
+    page.option("Last good answer", ago(bundle.age_ms));
+    page.option("Next look", bundle.next_refresh_ms.map(|ms| format!("in {}", human_age(ms))));
+    if bundle.failures > 0 {
+        page.field("Failures", bundle.failures.to_string());
+    }
+    let error = bundle.last_error.as_ref();
+    page.option("Error", error.map(|e| format!("{} ({} ago)", e.message, human_age(e.age_ms))));
+    page.list(
+        "CAs",
+        bundle
+            .authorities
+            .iter()
+            .map(|a| format!("{} {} until {}", a.fingerprint, a.subject, day(a.not_after_s))),
+    );
 }
 
 /// What the peer said of its limits, as far as it said something.

@@ -5,6 +5,7 @@
 //! program that reads the environment.
 
 pub mod agent;
+mod bundle;
 mod ca;
 mod check;
 mod conformance;
@@ -72,6 +73,9 @@ Look:
   check         Look at everything a federation needs, and say what to do
   transcript    Show what was said on a peer's streams, without values and secrets
 
+Trust:
+  bundle        Show our own CA certificates, list the peers', or set one's by hand
+
 Change:
   peer          Peer with another mesh by a token; list, confirm, remove such peers
   reload        Load the configuration again; waits and shows what is wrong
@@ -116,6 +120,7 @@ enum Command {
     Peer(Box<peer::PeerArgs>),
     Reload(reload::ReloadArgs),
     Ca(ca::CaArgs),
+    Bundle(bundle::BundleArgs),
     Schema(schema::SchemaArgs),
     Completion(schema::CompletionArgs),
     Version(version::VersionArgs),
@@ -151,6 +156,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Check(args) => block_on(check::run(args, out))?,
         Command::Status(args) => block_on(status::run(args, out))?,
         Command::Transcript(args) => block_on(transcript::run(args, out))?,
+        Command::Bundle(args) => block_on(bundle::run(args, out))?,
         Command::Peer(args) => block_on(peer::run(*args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,
         Command::Ca(args) => ca::run(args, out),

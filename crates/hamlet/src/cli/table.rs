@@ -4,8 +4,8 @@
 
 use comfy_table::{Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use hamlet_admin::api::{
-    ImportStatus, Listed, PeerState, PeerStatus, Programming, Proof, PublicationStatus, ServiceStatus,
-    Standing, human_age,
+    BundleStatus, ImportStatus, Listed, PeerState, PeerStatus, Programming, Proof, PublicationStatus,
+    ServiceStatus, Standing, human_age,
 };
 use hamlet_core::rejection::one_line;
 
@@ -164,6 +164,19 @@ fn of(part: u64, whole: u64, refused: u64) -> String {
     format!("{part}/{whole}{refused}")
 }
 
+/// Where a peer's bundle is from, with its sequence and the age of the endpoint's last good answer.
+fn bundle(bundle: &BundleStatus) -> String {
+    let parts = [
+        bundle.source.clone(),
+        bundle.revoked.then(|| "revoked".to_owned()),
+        bundle.sequence.map(|n| format!("#{n}")),
+        bundle.age_ms.map(human_age),
+        bundle.refused.clone().map(|rule| format!("{rule}!")),
+        (bundle.failures > 0).then(|| format!("{} failed", bundle.failures)),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
 impl Tabled for PeerStatus {
     const COLUMNS: &'static [Column] = &[
         column("NAME"),
@@ -179,6 +192,7 @@ impl Tabled for PeerStatus {
         wide("AGENT"),
         wide("WINDOW"),
         moving(wide("BEAT")),
+        moving(wide("BUNDLE")),
         moving(wide("DETAIL")),
         wide("LAST-ERROR"),
     ];
@@ -205,6 +219,7 @@ impl Tabled for PeerStatus {
             cell(self.hello.as_ref().map(|h| h.agent.as_str()).unwrap_or_default()),
             cell(window.map(|w| w.to_string()).unwrap_or_default()),
             cell(self.beat.map(|b| human_age(b.age_ms)).unwrap_or_default()),
+            cell(self.bundle.as_ref().map(bundle).unwrap_or_default()),
             cell(self.state.to_string()),
             cell(self.last_error.as_ref().map(|e| e.message.as_str()).unwrap_or_default()),
         ]

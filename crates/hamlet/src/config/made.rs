@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use hamlet_core::PeerName;
 use hamlet_peering::MadePeer;
 
-use super::SourceFile;
+use super::{PeerConfig, SourceFile};
 
 /// The folder in the data folder.
 const FOLDER: &str = "peers";
@@ -69,6 +69,11 @@ pub fn sources_in(data: &Path) -> Vec<SourceFile> {
     files.truncate(hamlet_peering::MADE_MAX);
     let source = |path: PathBuf| Some(SourceFile { text: std::fs::read_to_string(&path).ok()?.into(), path });
     files.into_iter().filter_map(source).collect()
+}
+
+/// Whether a token made this peer: its bundle is among the derived files of this data folder.
+pub fn is_made(data: &Path, peer: &PeerConfig) -> bool {
+    peer.bundle.as_ref().is_some_and(|bundle| bundle.parent() == Some(&folder_in(data)))
 }
 
 /// Makes the files say what the store does (blocking): each whole or not at all, owner only.

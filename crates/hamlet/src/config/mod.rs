@@ -9,6 +9,7 @@
 //! never an empty catalogue.
 
 mod check;
+mod endpoint;
 pub mod init;
 pub mod made;
 mod model;
@@ -25,10 +26,12 @@ mod walk;
 
 use std::path::Path;
 
+pub use endpoint::{EndpointUrl, URL_BYTES_MAX};
 pub use model::{
-    AuthorityConfig, Config, CrlFile, DnsConfig, EgressConfig, Extensions, HoldTime, IdentityConfig,
-    IdentityFiles, ImportConfig, Limits, Listeners, LogConfig, LogFormat, LogLevel, MeshConfig, PairFiles,
-    PeerAddress, PeerConfig, Resync, Secret, SecretError, SecretFile, Version, ZoneConfig,
+    AuthorityConfig, Config, CrlFile, DnsConfig, EgressConfig, EndpointProof, Extensions, FollowedEndpoint,
+    HoldTime, IdentityConfig, IdentityFiles, ImportConfig, Limits, Listeners, LogConfig, LogFormat, LogLevel,
+    MeshConfig, PairFiles, PeerAddress, PeerConfig, Profile, Resync, Secret, SecretError, SecretFile,
+    ServedEndpoint, Version, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;

@@ -29,6 +29,7 @@ use hamlet_runtime::Clock;
 
 use super::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
 
+use super::endpoint::EndpointUrl;
 pub use super::secret::{Secret, SecretError, SecretFile};
 
 /// One agent's whole configuration.
@@ -66,6 +67,8 @@ pub struct MeshConfig {
     pub listen: Listeners,
     /// The ingress points that peers are told; not empty if there is a publication.
     pub advertise: Vec<Endpoint>,
+    /// Where our own bundle is published.
+    pub bundle_endpoint: Option<ServedEndpoint>,
     /// The store's folder.
     pub data: PathBuf,
     /// The admin API's unix socket.
@@ -130,6 +133,19 @@ pub struct IdentityFiles {
     pub gateway: PairFiles,
     /// A local CA that mints ingress certificates.
     pub ca: Option<PairFiles>,
+    /// The CAs of our own trust domain, where they aren't that CA alone.
+    pub bundle: Option<PathBuf>,
+}
+
+/// Our own bundle endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedEndpoint {
+    /// Where it listens; `None` is off.
+    pub listen: Option<SocketAddr>,
+    /// The web certificate with `https_web`; `None` with `https_spiffe`.
+    pub web: Option<PairFiles>,
+    /// What followers are told, whole seconds.
+    pub refresh_hint: Duration,
 }
 
 /// A certificate and its key, both PEM.
@@ -289,8 +305,10 @@ pub struct PeerConfig {
     pub address: Option<PeerAddress>,
     /// Its trust domain; no other peer has the same, nor have we.
     pub trust_domain: TrustDomain,
-    /// Its CA certificates.
-    pub bundle: PathBuf,
+    /// Its CA certificates, or the first ones if `endpoint` is followed; one of the two is there.
+    pub bundle: Option<PathBuf>,
+    /// Where its bundle is followed.
+    pub endpoint: Option<FollowedEndpoint>,
     /// Its agents' exact ids, in its trust domain; empty only if there is an identity.
     pub agent_ids: Vec<SpiffeId>,
     /// Its gateways' exact ids, in its trust domain; empty only if there is an identity.
@@ -322,6 +340,45 @@ pub struct PeerConfig {
     pub extensions: Extensions,
     /// Keep it, but don't talk to it.
     pub paused: bool,
+}
+
+/// How a bundle endpoint proves itself (SPIFFE Federation, section 5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// By the host name and a web authority.
+    HttpsWeb,
+    /// By a SPIFFE id.
+    HttpsSpiffe,
+}
+
+impl Profile {
+    /// As written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Profile::HttpsWeb => "https_web",
+            Profile::HttpsSpiffe => "https_spiffe",
+        }
+    }
+}
+
+/// How an endpoint that is followed has to prove itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndpointProof {
+    /// The URL's host, by the authorities in this file or the system's.
+    Web(Option<PathBuf>),
+    /// Exactly this id, by the bundle of its trust domain.
+    Spiffe(SpiffeId),
+}
+
+/// A peer's bundle endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowedEndpoint {
+    /// Where it is.
+    pub url: EndpointUrl,
+    /// How it proves itself.
+    pub proof: EndpointProof,
+    /// How often it is asked, whatever the bundle says.
+    pub refresh: Option<Duration>,
 }
 
 /// How long a lost peer's services stay in force (decision 14).

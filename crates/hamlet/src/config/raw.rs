@@ -16,7 +16,8 @@ use hamlet_core::{
 };
 use hamlet_identity::Lenience;
 
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Resync, Version};
+use super::endpoint::EndpointUrl;
+use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version};
 use super::problem::Mark;
 use super::scalar::{
     Advertised, Backend, Bytes, CertFingerprint, Listen, MessageBytes, Pool, Positive, Scalar, Ttl,
@@ -227,6 +228,7 @@ pub(super) struct RawIdentity {
     pub(super) agent: Option<Pair>,
     pub(super) gateway: Option<Pair>,
     pub(super) ca: Option<Pair>,
+    pub(super) bundle: Option<At<PathBuf>>,
     pub(super) authority: Option<RawAuthority>,
 }
 
@@ -252,6 +254,7 @@ impl RawIdentity {
             agent: pair("agent"),
             gateway: pair("gateway"),
             ca: pair("ca"),
+            bundle: r.get("bundle"),
             authority: r.written("authority").map(|mark| RawAuthority::read(mark, &r.inner("authority"))),
         }
     }
@@ -277,6 +280,7 @@ pub(super) struct Mesh {
     pub(super) meta: Meta,
     pub(super) trust_domain: Option<At<TrustDomain>>,
     pub(super) identity: RawIdentity,
+    pub(super) bundle_endpoint: Option<RawServed>,
     /// In the order agent, ingress, egressHttp, dns, admin.
     pub(super) listen: [Option<At<Listen>>; 5],
     pub(super) advertise: Vec<(At<Advertised>, Vec<String>)>,
@@ -325,6 +329,16 @@ impl Mesh {
             meta,
             trust_domain: spec.get("trustDomain"),
             identity: RawIdentity::read(&spec.inner("identity")),
+            bundle_endpoint: spec.written("bundleEndpoint").map(|mark| {
+                let served = spec.inner("bundleEndpoint");
+                RawServed {
+                    listen: served.get("listen"),
+                    profile: served.get("profile"),
+                    pair: Pair::read(&served),
+                    refresh_hint: served.get("refreshHint"),
+                    mark,
+                }
+            }),
             listen: ["agent", "ingress", "egressHttp", "dns", "admin"].map(|key| listen.get(key)),
             advertise: advertised(&spec.inner("advertise")),
             advertise_written: spec.inner("advertise").written("ingress").is_some(),
@@ -377,12 +391,47 @@ fn advertised(advertise: &Reader) -> Vec<(At<Advertised>, Vec<String>)> {
     out
 }
 
+/// `trust.endpoint` of a Peer.
+#[derive(Debug)]
+pub(super) struct RawEndpoint {
+    pub(super) url: Option<At<EndpointUrl>>,
+    pub(super) profile: Option<At<Profile>>,
+    pub(super) id: Option<At<SpiffeId>>,
+    pub(super) ca_file: Option<At<PathBuf>>,
+    pub(super) refresh: Option<Positive>,
+}
+
+impl RawEndpoint {
+    fn read(r: &Reader) -> RawEndpoint {
+        RawEndpoint {
+            url: r.get("url"),
+            profile: r.get("profile"),
+            id: r.get("endpointSpiffeId"),
+            ca_file: r.get("caFile"),
+            refresh: r.value("refresh"),
+        }
+    }
+}
+
+/// `bundleEndpoint` of the Mesh.
+#[derive(Debug)]
+pub(super) struct RawServed {
+    pub(super) listen: Option<At<Listen>>,
+    pub(super) profile: Option<At<Profile>>,
+    pub(super) pair: Pair,
+    pub(super) refresh_hint: Option<At<Positive>>,
+    pub(super) mark: Mark,
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) meta: Meta,
     pub(super) address: Option<PeerAddress>,
     pub(super) trust_domain: Option<At<TrustDomain>>,
     pub(super) bundle: Option<At<PathBuf>>,
+    /// Where `trust` stands, if it is a mapping that names neither a bundle nor an endpoint.
+    pub(super) proves_nothing: Option<Mark>,
+    pub(super) endpoint: Option<RawEndpoint>,
     pub(super) agent_ids: Vec<At<SpiffeId>>,
     pub(super) gateway_ids: Vec<At<SpiffeId>>,
     /// Where `agentIds` and `gatewayIds` stand, if they do, right or wrong.
@@ -416,6 +465,7 @@ pub(super) struct Peer {
 impl Peer {
     fn read(meta: Meta, spec: &Reader) -> Peer {
         let guard = spec.inner("guard");
+        let trust = spec.inner("trust");
         let quotas = spec.inner("quotas");
         let identity = spec.inner("identity");
         let crl = spec.inner("crl");
@@ -423,7 +473,13 @@ impl Peer {
             meta,
             address: spec.value("address"),
             trust_domain: spec.get("trustDomain"),
-            bundle: spec.inner("trust").get("bundle"),
+            bundle: trust.get("bundle"),
+            proves_nothing: spec
+                .node("trust")
+                .filter(|n| matches!(n.value, Value::Map(_)))
+                .filter(|n| n.get("bundle").is_none() && n.get("endpoint").is_none())
+                .and(spec.written("trust")),
+            endpoint: trust.written("endpoint").map(|_| RawEndpoint::read(&trust.inner("endpoint"))),
             agent_ids: spec.list("agentIds"),
             gateway_ids: spec.list("gatewayIds"),
             ids_written: ["agentIds", "gatewayIds"].map(|key| spec.written(key)),

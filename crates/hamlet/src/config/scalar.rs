@@ -16,7 +16,8 @@ use hamlet_core::{
 };
 use hamlet_identity::{Fingerprint, Lenience};
 
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Resync, Version};
+use super::endpoint::EndpointUrl;
+use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version};
 
 /// A kind of text: what it is called, what is right, and how to put it right.
 #[derive(Debug)]
@@ -168,6 +169,12 @@ impl Scalar for Advertised {
         }
         let port = NonZeroU16::new(socket.port()).ok_or("port 0 can't be connected to")?;
         Ok(Advertised { address, port })
+    }
+}
+
+impl Scalar for EndpointUrl {
+    fn read(text: &str) -> Result<Self, String> {
+        EndpointUrl::parse(text)
     }
 }
 
@@ -390,6 +397,12 @@ impl Scalar for Extensions {
     }
 }
 
+impl Scalar for Profile {
+    fn read(text: &str) -> Result<Self, String> {
+        one_of(text, &[Profile::HttpsWeb, Profile::HttpsSpiffe].map(|p| (p.as_str(), p)))
+    }
+}
+
 impl Scalar for LogFormat {
     fn read(text: &str) -> Result<Self, String> {
         one_of(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
@@ -448,6 +461,9 @@ formats! {
     PEER_ADDRESS: "peer address", "`HOST:PORT` of the peer's agent; a DNS name or an IP, IPv6 in brackets.",
         None, false, check::<PeerAddress>,
         "write HOST:PORT, for example agent.globex.example:7443";
+    ENDPOINT_URL: "https URL", "`https://HOST[:PORT][/PATH]`, without a user name and without `#`.",
+        Some("^https://[^@#]+$"), false, check::<EndpointUrl>,
+        "write the endpoint's URL, for example https://bundle.globex.example:8443/";
     PATH: "path", "A file or folder; a relative one starts at the folder of the document's file.",
         None, false, check::<PathBuf>,
         "write a path, for example identity/agent.pem";
@@ -530,6 +546,8 @@ mod tests {
             (&BACKEND, "10.0.0.1:0", "10.0.0.1:1"),
             (&ADVERTISED, "0.0.0.0:7444", "203.0.113.1:7444"),
             (&ADVERTISED, "[::ffff:1.2.3.4]:7444", "[2600::1]:7444"),
+            (&ENDPOINT_URL, "http://globex.example/", "https://globex.example/"),
+            (&ENDPOINT_URL, "https://me@globex.example/", "https://globex.example:8443"),
             (&PEER_ADDRESS, "globex.example", "globex.example:7443"),
             (&PEER_ADDRESS, "globex.example:0", "localhost:1"),
             (&PEER_ADDRESS, "::1:7443", "[::1]:7443"),

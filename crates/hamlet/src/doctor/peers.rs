@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use hamlet_identity::{
-    Expect, Lenience, LocalIdentity, PeerTrust, Role, TrustBundle, TrustTable, Validity, agent_client_config,
-    peer_server_name, proven_server, refusal_in,
+    Authorities, Expect, Lenience, LocalIdentity, PeerTrust, Role, TrustBundle, TrustTable, Validity,
+    agent_client_config, peer_server_name, proven_server, refusal_in,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -15,7 +15,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{AT_ONCE, Examination, Finding, age, of_expiry};
-use crate::agent::peers::{bundle_of, revoked, trusted};
+use crate::agent::bundles::read_bundle;
+use crate::agent::peers::{revoked, trusted};
 use crate::config::{CrlFile, PeerAddress, PeerConfig};
 
 /// What HTTP/2 begins with: the preface and empty settings (RFC 9113, section 3.4). In TLS 1.3 a
@@ -36,7 +37,7 @@ async fn one(
 ) -> Vec<Finding> {
     let about = format!("peer/{}", peer.name);
     let mut findings = vec![];
-    let usable = bundle(look, peer, &mut findings).is_some();
+    let believed = bundle(look, peer, &mut findings).map(|bundle| trusted(peer, bundle));
     findings.extend(peer.crl.as_ref().map(|crl| revocation(look, peer, crl)));
     if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
         findings.push(Finding::of_error(&about, error));
@@ -50,30 +51,38 @@ async fn one(
         return findings;
     };
     // Without these there is no handshake, and a bare connection would only be noise over there.
-    let (true, Ok(believed), Some(identity)) = (usable, trusted(peer), identity) else { return findings };
+    let (Some(Ok(believed)), Some(identity)) = (believed, identity) else { return findings };
     let Some(stream) = connect(look, &about, address, &mut findings).await else { return findings };
     findings.push(shake_hands(look, peer, believed, identity, stream).await);
     findings
 }
 
-/// Its CA certificates; findings where they can't be used or end soon.
-fn bundle(
-    look: &Examination<'_>,
-    peer: &PeerConfig,
-    findings: &mut Vec<Finding>,
-) -> Option<Arc<TrustBundle>> {
+/// The CA certificates in its file; findings where they can't be used or end soon.
+fn bundle(look: &Examination<'_>, peer: &PeerConfig, findings: &mut Vec<Finding>) -> Option<TrustBundle> {
     let about = format!("bundle/{}", peer.name);
-    let path = peer.bundle.display();
-    let pem = match std::fs::read(&peer.bundle) {
-        Ok(pem) => pem,
+    if let Some(endpoint) = &peer.endpoint {
+        // Its file is only the first bundle: what is in force now, the agent knows.
+        let found = format!("followed at {}; `hamlet bundle list` shows what is in force", endpoint.url);
+        findings.push(Finding::pass(&about, found));
+        return None;
+    }
+    let file = peer.bundle.as_ref()?;
+    let path = file.display();
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
         Err(error) => {
             let remedy = "put the peer's CA certificates there, as that peer gave them to you";
             findings.push(Finding::fail(&about, format!("{path}: {error}"), remedy));
             return None;
         }
     };
-    let bundle = match bundle_of(peer, &pem) {
-        Ok(bundle) => Arc::new(bundle),
+    let bundle = match read_bundle(peer, &bytes).map(|read| read.authorities) {
+        Ok(Authorities::Certificates(bundle)) => bundle,
+        Ok(Authorities::Revoked | Authorities::NoX509) => {
+            let found = format!("{path}: there is no CA certificate in it, so the peer is not trusted");
+            findings.push(Finding::fail(&about, found, "ask the peer for the bundle that is meant"));
+            return None;
+        }
         Err(error) => {
             let finding = Finding::of_error(&about, error);
             findings.push(Finding { found: format!("{path}: {}", finding.found), ..finding });
@@ -88,7 +97,7 @@ fn bundle(
     let ends: Vec<Finding> = ends.collect();
     if ends.is_empty() {
         let left = age(bundle.earliest_not_after().saturating_sub(look.clock.wall()));
-        let changed = std::fs::metadata(&peer.bundle).and_then(|m| m.modified()).ok();
+        let changed = std::fs::metadata(file).and_then(|m| m.modified()).ok();
         let since = changed.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
         let old = since.map(|at| format!(", changed {} ago", age(look.clock.wall().saturating_sub(at))));
         let (n, old) = (bundle.anchors().len(), old.unwrap_or_default());

@@ -102,6 +102,24 @@ impl StateSource for Fake {
         let entries = transcript().into_iter().filter(|e| e.seq > after).collect();
         (peer == "globex").then(|| TranscriptPage { peer: peer.to_owned(), gone: 2, entries })
     }
+    fn own_bundle(&self) -> Result<OwnBundle, String> {
+        Ok(OwnBundle { trust_domain: "acme.example".into(), jwks: "{\"keys\": []}".into() })
+    }
+    fn set_bundle(
+        &self,
+        peer: &str,
+        bytes: bytes::Bytes,
+    ) -> BoxFuture<'_, Result<BundleSet, BundleSetError>> {
+        let answer = match (peer, bytes.is_empty()) {
+            ("globex", false) => {
+                let (peer, added) = (peer.to_owned(), vec![format!("{} bytes", bytes.len())]);
+                Ok(BundleSet { peer, added, ..Default::default() })
+            }
+            ("globex", true) => Err(BundleSetError::Refused("it is empty".into())),
+            _ => Err(BundleSetError::NoPeer),
+        };
+        Box::pin(async move { answer })
+    }
     fn peering(&self, _request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
         Box::pin(std::future::ready(Ok(PeeringAnswer::List(PeeringList::default()))))
     }

@@ -263,16 +263,9 @@ fn a_root_that_is_rotated_while_both_run_breaks_nothing() {
     two.acme.publish("all", &["ledger"], &two.globex);
     two.start();
     two.until_in_sync();
-    let folder = two.acme.folder.to_str().unwrap().to_owned();
     let leaf = || fs::read(two.acme.folder.join("identity/agent.pem")).unwrap();
     let before = leaf();
-    let ca = |args: &[&str]| {
-        // These commands work on the folder and know no socket.
-        let words = [&["ca"], args, &["-f", &folder]].concat();
-        let output = std::process::Command::new(&two.acme.program[0]).args(&words).output().unwrap();
-        assert!(output.status.success(), "{words:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let ca = |args: &[&str]| two.acme.ca(args);
     assert!(ca(&["rotate"]).contains("begins to issue in"));
     assert!(ca(&["status"]).contains("waits"));
     assert!(ca(&["rotate", "--now"]).contains("issue from the new root"));

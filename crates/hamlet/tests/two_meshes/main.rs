@@ -5,6 +5,7 @@
 //! broken program misses.
 
 mod addresses;
+mod bundles;
 mod callers;
 mod canaries;
 mod checkup;

@@ -273,6 +273,13 @@ impl Mesh {
         Outcome { code, out: text(output.stdout), err: text(output.stderr) }
     }
 
+    /// `hamlet ca ARGS`, which works on the folder and knows no socket, and must succeed.
+    pub(crate) fn ca(&self, args: &[&str]) -> String {
+        let output = self.command().arg("ca").args(args).arg("-f").arg(&self.folder).output().unwrap();
+        assert!(output.status.success(), "hamlet ca {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// `hamlet ARGS --watch`, as it goes on.
     pub(crate) fn watch(&self, args: &[&str]) -> Watch {
         let mut command = self.command();

@@ -17,7 +17,6 @@ use hamlet_peering::{
     MadePeer, ROOTS_MAX, Secret, Token, USES_MAX, Words, random, short_id,
 };
 
-use super::super::peers::trust_of;
 use super::{Agent, ChangeError, fingerprints};
 use crate::config::{Config, PeerConfig, made};
 
@@ -338,7 +337,7 @@ impl Agent {
         }
         let config = Arc::new(config);
         self.config.store(config.clone());
-        *self.distrusted.lock() = trust_of(&config, &self.peering.ledger(), &self.trust);
+        self.believe();
         self.refresh_local();
         let told = match &link {
             Some(link) => link.leave().await,

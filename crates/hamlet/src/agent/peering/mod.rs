@@ -7,6 +7,7 @@
 mod actions;
 mod exchange;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,9 +17,8 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
-use hamlet_identity::Usage;
-use hamlet_identity::fingerprint_of;
 use hamlet_identity::peering::{Claim, bundle_of, key_fingerprint, proven_by};
+use hamlet_identity::{TrustBundle, Usage, Validity, fingerprint_of};
 use hamlet_peering::channel::EXCHANGES_MAX;
 use hamlet_peering::{
     AgentAddress, InvitationId, Known, Ledger, LedgerError, MeshDocument, WRONG_PROOFS_A_MINUTE,
@@ -28,10 +28,10 @@ use hamlet_store::{FILE_NAME, Opened, Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use super::Agent;
-use crate::config::{Config, IdentityConfig, IdentityFiles, made};
+use super::bundles::{own_file, read_authorities};
+use crate::config::{Config, IdentityConfig, made};
 
 pub(super) use exchange::PeeringAnnex;
 
@@ -168,22 +168,21 @@ impl Agent {
         }
     }
 
-    /// Our roots: those of our authority or local CA, or the `ca.pem` beside the agent's certificate. The one
-    /// that proves our own certificate comes first.
+    /// Our roots: those that we publish, or where the configuration names none, the `ca.pem` beside
+    /// the agent's certificate. One that proves our own certificate comes first; the newest of them,
+    /// since an older one proves it only as long as it overlaps.
     fn own_roots(&self, config: &Config) -> Result<Vec<CertificateDer<'static>>, String> {
-        let identity = &config.mesh.identity;
-        let file = match identity {
-            IdentityConfig::Authority(authority) => {
-                hamlet_identity::authority::bundle_file(&authority.folder)
-            }
-            IdentityConfig::Files(IdentityFiles { ca: Some(ca), .. }) => ca.cert.clone(),
-            IdentityConfig::Files(files) => files.agent.cert.with_file_name("ca.pem"),
+        let mesh = &config.mesh;
+        let file = match (own_file(mesh), &mesh.identity) {
+            (Some(file), _) => file,
+            (None, IdentityConfig::Files(files)) => files.agent.cert.with_file_name("ca.pem"),
+            (None, IdentityConfig::Authority(authority)) => authority.folder.clone(),
         };
         let shown = file.display();
-        let hint = "put our CA's certificates there, or name them in spec.identity.ca";
-        let pem = std::fs::read(&file).map_err(|e| format!("{shown}: {e}; {hint}"))?;
-        let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        let mut roots = read.map_err(|e| format!("{shown}: {e}; {hint}"))?;
+        let hint = "put our CA's certificates there, or name them in spec.identity.bundle";
+        let read = read_authorities(mesh, &file)?.authorities;
+        let anchors = read.bundle().map(TrustBundle::anchors).unwrap_or_default();
+        let mut roots: Vec<CertificateDer<'static>> = anchors.iter().map(|a| a.der.clone()).collect();
         let proves = |root: &CertificateDer<'static>| {
             let bundle = bundle_of(config.mesh.trust_domain.clone(), vec![root.clone()]).ok();
             let agent_ids = vec![self.agent_identity.spiffe_id()];
@@ -191,7 +190,8 @@ impl Agent {
             let chain = self.agent_identity.chain();
             claim.is_some_and(|claim| proven_by(&claim, &chain, Usage::Server, &self.clock).is_ok())
         };
-        roots.sort_by_key(|root| !proves(root));
+        let begins = |root: &CertificateDer<'_>| Validity::of(root).map(|valid| valid.not_before);
+        roots.sort_by_key(|root| (!proves(root), Reverse(begins(root))));
         if !roots.first().is_some_and(proves) {
             return Err(format!("no certificate in {shown} proves our agent's certificate; {hint}"));
         }
@@ -200,11 +200,12 @@ impl Agent {
 
     /// What we say of ourselves.
     fn own_document(&self, config: &Config, addresses: Vec<AgentAddress>) -> Result<Vec<u8>, String> {
+        let roots = self.own_roots(config)?;
         let document = MeshDocument {
             trust_domain: config.mesh.trust_domain.clone(),
-            roots: self.own_roots(config)?,
-            // A PEM file has no number: to a new peer it is the first version.
-            sequence: 1,
+            // What we don't publish has no number: to a new peer it is the first version.
+            sequence: self.published_sequence(&roots).unwrap_or(1),
+            roots,
             agent_ids: vec![self.agent_identity.spiffe_id()],
             gateway_ids: vec![self.gateway_identity.spiffe_id()],
             addresses,

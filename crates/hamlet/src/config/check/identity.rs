@@ -22,6 +22,11 @@ impl Check<'_> {
                 self.problems.error(authority.mark, &authority.path, message, fix);
                 return None;
             }
+            if let Some(bundle) = &raw.bundle {
+                let message = "`authority` knows the CA certificates of our trust domain".to_owned();
+                self.error(bundle, message, "remove `bundle`");
+                return None;
+            }
             return self.authority(authority).map(IdentityConfig::Authority);
         }
         let mut needed = |key: &str, pair: &Option<Pair>| {
@@ -41,10 +46,11 @@ impl Check<'_> {
             None => None,
             Some(pair) => Some(self.pair(pair)?),
         };
-        Some(IdentityConfig::Files(IdentityFiles { agent: agent??, gateway: gateway??, ca }))
+        let bundle = raw.bundle.as_ref().map(|at| self.file(at, "export the CA certificates there as PEM"));
+        Some(IdentityConfig::Files(IdentityFiles { agent: agent??, gateway: gateway??, ca, bundle }))
     }
 
-    fn pair(&mut self, raw: &Pair) -> Option<PairFiles> {
+    pub(super) fn pair(&mut self, raw: &Pair) -> Option<PairFiles> {
         let cert = raw.cert.as_ref().map(|at| self.file(at, NO_PAIR));
         let key = raw.key.as_ref().map(|at| self.file(at, NO_PAIR));
         Some(PairFiles { cert: cert?, key: key? })

@@ -8,9 +8,11 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::{Endpoint, MeshName};
 
 use super::Check;
-use crate::config::model::{DnsConfig, EgressConfig, Limits, Listeners, LogConfig, MeshConfig, ZoneConfig};
+use crate::config::model::{
+    DnsConfig, EgressConfig, Limits, Listeners, LogConfig, MeshConfig, Profile, ServedEndpoint, ZoneConfig,
+};
 use crate::config::problem::Mark;
-use crate::config::raw::{At, Mesh};
+use crate::config::raw::{At, Mesh, RawServed};
 use crate::config::scalar::Listen;
 
 /// Longest path of a unix socket on Linux, in bytes (`sun_path` without its end).
@@ -19,7 +21,9 @@ const SOCKET_PATH_MAX: usize = 107;
 impl Check<'_> {
     /// `None` if something of it was reported by the walk.
     pub(super) fn mesh(&mut self, raw: &Mesh) -> Option<MeshConfig> {
-        self.listeners_differ(&raw.listen);
+        let served = raw.bundle_endpoint.as_ref().and_then(|served| served.listen.as_ref());
+        self.listeners_differ(raw.listen.iter().flatten().chain(served));
+        let bundle_endpoint = raw.bundle_endpoint.as_ref().map(|served| self.served(served, raw));
         let identity = self.identity(&raw.identity);
         self.zones_differ(raw);
         let data = raw.data.as_ref().map(|at| self.resolve(&at.value, at.mark))?;
@@ -55,6 +59,10 @@ impl Check<'_> {
                 admin: admin?,
             },
             advertise: endpoints(raw),
+            bundle_endpoint: match bundle_endpoint {
+                None => None,
+                Some(served) => Some(served?),
+            },
             data,
             socket,
             egress: EgressConfig {
@@ -85,10 +93,48 @@ impl Check<'_> {
         })
     }
 
+    /// The endpoint's own rules: a pair with `https_web` and none otherwise, and CAs to publish.
+    fn served(&mut self, raw: &RawServed, mesh: &Mesh) -> Option<ServedEndpoint> {
+        let path = format!("{} spec.bundleEndpoint", mesh.meta.label);
+        let identity = &mesh.identity;
+        if identity.bundle.is_none() && identity.ca.is_none() && identity.authority.is_none() {
+            let message =
+                "there is no bundle to publish: `identity` has neither `bundle`, `ca` nor `authority`"
+                    .to_owned();
+            let fix = "name the file with our CA certificates in `identity.bundle`";
+            self.problems.error(raw.mark, &path, message, fix);
+        }
+        let web = match raw.profile.as_ref()?.value {
+            Profile::HttpsWeb if raw.pair.cert.is_none() || raw.pair.key.is_none() => {
+                let message = "`https_web` needs `cert` and `key`".to_owned();
+                let fix = "name a web certificate for the endpoint's host, or write `profile: https_spiffe`";
+                self.problems.error(raw.mark, &path, message, fix);
+                return None;
+            }
+            Profile::HttpsWeb => Some(self.pair(&raw.pair)?),
+            Profile::HttpsSpiffe => {
+                for at in [&raw.pair.cert, &raw.pair.key].into_iter().flatten() {
+                    let message = "with `https_spiffe` the endpoint proves our agent's id".to_owned();
+                    self.error(at, message, "remove `cert` and `key`, or write `profile: https_web`");
+                }
+                None
+            }
+        };
+        let hint = raw.refresh_hint.as_ref()?;
+        if hint.value.0.subsec_nanos() != 0 {
+            self.error(
+                hint,
+                "the hint has a fraction of a second".to_owned(),
+                "write whole seconds, for example 5m",
+            );
+        }
+        Some(ServedEndpoint { listen: raw.listen.as_ref()?.value.0, web, refresh_hint: hint.value.0 })
+    }
+
     /// Port 0 asks for any free port and collides with nothing.
-    fn listeners_differ(&mut self, listen: &[Option<At<Listen>>; 5]) {
+    fn listeners_differ<'l>(&mut self, listen: impl Iterator<Item = &'l At<Listen>>) {
         let mut taken: Vec<&At<Listen>> = Vec::new();
-        for at in listen.iter().flatten() {
+        for at in listen {
             let Some(address) = at.value.0.filter(|a| a.port() != 0) else { continue };
             let clash = taken.iter().find(|other| {
                 other.value.0.is_some_and(|o| {

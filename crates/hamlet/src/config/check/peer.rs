@@ -13,9 +13,12 @@ use hamlet_identity::RevocationPolicy;
 
 use super::Check;
 use super::foreign::foreign_identity;
-use crate::config::model::{CrlFile, Extensions, MeshConfig, PeerConfig, SecretFile, Version};
+use crate::config::model::{
+    CrlFile, EndpointProof, Extensions, FollowedEndpoint, MeshConfig, PeerConfig, Profile, SecretFile,
+    Version,
+};
 use crate::config::problem::Mark;
-use crate::config::raw::{At, Peer};
+use crate::config::raw::{At, Peer, RawEndpoint};
 
 impl Check<'_> {
     /// The peers that are right.
@@ -26,6 +29,8 @@ impl Check<'_> {
     ) -> BTreeMap<PeerName, PeerConfig> {
         self.trust_domains_differ(raw, mesh);
         self.identities_differ(raw);
+        let domains: BTreeSet<&TrustDomain> =
+            raw.iter().filter_map(|p| p.trust_domain.as_ref()).map(|at| &at.value).collect();
         if let (Some(mesh), Some(last)) = (mesh, raw.last())
             && raw.len() > mesh.limits.peers
         {
@@ -43,6 +48,7 @@ impl Check<'_> {
             self.peer_ids(raw);
             self.peer_identity(raw);
             self.peer_version(raw);
+            self.peer_endpoint(raw, &domains);
             if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
                 && name.value.eq_ignore_ascii_case(mesh.name.as_str())
             {
@@ -118,12 +124,80 @@ impl Check<'_> {
         }
     }
 
+    /// Something proves its ids, and the endpoint has what its profile needs and nothing of the other.
+    fn peer_endpoint(&mut self, raw: &Peer, domains: &BTreeSet<&TrustDomain>) {
+        let path = format!("{} spec.trust", raw.meta.label);
+        let Some(endpoint) = &raw.endpoint else {
+            if let Some(mark) = raw.proves_nothing {
+                let message = "nothing proves this peer: there is neither `bundle` nor `endpoint`".to_owned();
+                self.problems.error(
+                    mark,
+                    &path,
+                    message,
+                    "write `bundle: FILE` with the peer's CA certificates",
+                );
+            }
+            return;
+        };
+        match endpoint.profile.as_ref().map(|at| at.value) {
+            Some(Profile::HttpsWeb) => {
+                if let Some(at) = &endpoint.id {
+                    let message = "with `https_web` the endpoint proves its host name, and no id".to_owned();
+                    self.error(at, message, "remove it, or write `profile: https_spiffe`");
+                }
+            }
+            Some(Profile::HttpsSpiffe) => {
+                if let Some(at) = &endpoint.ca_file {
+                    let message = "with `https_spiffe` web authorities prove nothing".to_owned();
+                    self.error(at, message, "remove it, or write `profile: https_web`");
+                }
+                self.endpoint_id(raw, endpoint, domains);
+            }
+            None => {}
+        }
+    }
+
+    fn endpoint_id(&mut self, raw: &Peer, endpoint: &RawEndpoint, domains: &BTreeSet<&TrustDomain>) {
+        let Some(at) = &endpoint.id else {
+            if let Some(profile) = &endpoint.profile {
+                let message = "`https_spiffe` needs `endpointSpiffeId`".to_owned();
+                self.error(profile, message, "ask the peer for the exact id of its bundle endpoint");
+            }
+            return;
+        };
+        let own = raw.trust_domain.as_ref().is_some_and(|d| d.value == *at.value.trust_domain());
+        if own && raw.bundle.is_none() {
+            let message = format!("nothing proves {} before its own bundle is there", at.value);
+            self.error(at, message, "name the first bundle in `trust.bundle`, as the peer gave it to you");
+        } else if !own && !domains.contains(at.value.trust_domain()) {
+            let message = format!("no peer has the trust domain of {}, so nothing can prove it", at.value);
+            self.error(
+                at,
+                message,
+                "use an id of this peer's trust domain, or declare a Peer for the other one",
+            );
+        }
+    }
+
     pub(super) fn in_trust_domain(&mut self, at: &At<SpiffeId>, domain: &TrustDomain) {
         if at.value.trust_domain() != domain {
             let message = format!("{} is outside the peer's trust domain {domain}", at.value);
             let fix = format!("write an id that starts with spiffe://{domain}/, or correct `trustDomain`");
             self.error(at, message, fix);
         }
+    }
+
+    fn followed(&mut self, raw: &RawEndpoint) -> Option<FollowedEndpoint> {
+        let ca_file =
+            raw.ca_file.as_ref().map(|at| self.file(at, "put the authority's certificate there as PEM"));
+        Some(FollowedEndpoint {
+            url: raw.url.as_ref()?.value.clone(),
+            proof: match raw.profile.as_ref()?.value {
+                Profile::HttpsWeb => EndpointProof::Web(ca_file),
+                Profile::HttpsSpiffe => EndpointProof::Spiffe(raw.id.as_ref()?.value.clone()),
+            },
+            refresh: raw.refresh.map(|every| every.0),
+        })
     }
 
     fn peer(&mut self, raw: &Peer, mesh: Option<&MeshConfig>) -> Option<PeerConfig> {
@@ -146,7 +220,11 @@ impl Check<'_> {
             name: PeerName::parse(&raw.meta.name.as_ref()?.value).ok()?,
             address: raw.address.clone(),
             trust_domain: raw.trust_domain.as_ref()?.value.clone(),
-            bundle: bundle?,
+            bundle,
+            endpoint: match &raw.endpoint {
+                None => None,
+                Some(endpoint) => Some(self.followed(endpoint)?),
+            },
             agent_ids: ids(&raw.agent_ids, raw.identity.is_some())?,
             gateway_ids: ids(&raw.gateway_ids, raw.identity.is_some())?,
             identity: foreign_identity(raw)?,

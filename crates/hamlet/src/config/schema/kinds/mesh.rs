@@ -106,6 +106,51 @@ static IDENTITY: Object = Object {
              without it the gateway's certificate must name them.",
             "{cert: identity/ca.pem, key: identity/ca.key}",
         ),
+        field(
+            "bundle",
+            Text(&PATH),
+            Optional,
+            "The CA certificates of our own trust domain, for `hamlet bundle show` and `bundleEndpoint`: PEM, a SPIFFE \
+             bundle (JWKS) or a bundle map. Without it: the certificate of `ca`. An authority needs none.",
+            "identity/roots.pem",
+        ),
+    ],
+};
+
+static BUNDLE_ENDPOINT: Object = Object {
+    fields: &[
+        field("listen", Text(&LISTEN), Required, "Where it listens. The path is `/`.", "0.0.0.0:8443"),
+        field(
+            "profile",
+            Choice(&[
+                ("https_web", "proves a host name with `cert` and `key`"),
+                ("https_spiffe", "proves our agent's id"),
+            ]),
+            Default("https_spiffe"),
+            "How it proves itself to whoever asks.",
+            "https_web",
+        ),
+        field(
+            "cert",
+            Text(&PATH),
+            Optional,
+            "With `https_web`: the web certificate as PEM, leaf first. Watched.",
+            "identity/web.pem",
+        ),
+        field(
+            "key",
+            Text(&PATH),
+            Optional,
+            "With `https_web`: its private key as PEM, readable by the owner of the process only.",
+            "identity/web.key",
+        ),
+        field(
+            "refreshHint",
+            Text(&POSITIVE),
+            Default("5m"),
+            "How often followers are told to look (`spiffe_refresh_hint`); whole seconds.",
+            "5m",
+        ),
     ],
 };
 
@@ -360,7 +405,7 @@ static BRAKE: Object = Object {
 pub static MESH: Kind = Kind {
     name: "Mesh",
     summary: "This agent: its name, identity, listeners and limits. Exactly one.",
-    doc: "Changing `trustDomain`, `identity` paths, `listen`, `data`, `socket` or `egress.pool` needs a restart; \
+    doc: "Changing `trustDomain`, `identity` paths, `listen`, `bundleEndpoint`, `data`, `socket` or `egress.pool` needs a restart; \
           the rest is taken over by a reload.",
     name_format: &NAME,
     name_doc: "The name of this mesh.",
@@ -394,6 +439,14 @@ pub static MESH: Kind = Kind {
                 Optional,
                 "What peers are told about reaching us.",
                 "{ingress: [\"203.0.113.10:7444\"]}",
+            ),
+            field(
+                "bundleEndpoint",
+                Shape::Object(&BUNDLE_ENDPOINT),
+                Optional,
+                "Publishes our own SPIFFE bundle over HTTPS, to anybody: it holds CA certificates and no secrets. Without \
+                 it nothing is published.",
+                "{listen: \"0.0.0.0:8443\"}",
             ),
             field(
                 "data",

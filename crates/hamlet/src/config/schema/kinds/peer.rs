@@ -8,14 +8,70 @@ use crate::config::schema::Need::{Default, Optional, Required};
 use crate::config::schema::Shape::{self, Bool, Choice, Integer, List, Text};
 use crate::config::schema::{Kind, Object};
 
+static ENDPOINT: Object = Object {
+    fields: &[
+        field(
+            "url",
+            Text(&ENDPOINT_URL),
+            Required,
+            "Where the peer's SPIFFE bundle is.",
+            "https://bundle.globex.example:8443/",
+        ),
+        field(
+            "profile",
+            Choice(&[
+                ("https_web", "it proves the URL's host name by a web authority"),
+                ("https_spiffe", "it proves `endpointSpiffeId` by the bundle of that id's trust domain"),
+            ]),
+            Required,
+            "How the endpoint proves itself. Never inferred, and one never stands in for the other.",
+            "https_spiffe",
+        ),
+        field(
+            "endpointSpiffeId",
+            Text(&SPIFFE_ID),
+            Optional,
+            "With `https_spiffe`: the exact id of the endpoint, in the trust domain of this peer or of another one.",
+            "spiffe://globex.example/hamlet/agent",
+        ),
+        field(
+            "caFile",
+            Text(&PATH),
+            Optional,
+            "With `https_web`: the authorities that may prove the host, as PEM, instead of the system's.",
+            "peers/globex-web-ca.pem",
+        ),
+        field(
+            "refresh",
+            Text(&POSITIVE),
+            Optional,
+            "How often to ask. Without it: what the bundle says (`spiffe_refresh_hint`), at least every day and at most \
+             once a minute, and 5m where it says nothing.",
+            "5m",
+        ),
+    ],
+};
+
 static TRUST: Object = Object {
-    fields: &[field(
-        "bundle",
-        Text(&PATH),
-        Required,
-        "The peer's CA certificates as PEM. They prove ids of its trust domain only, and are never pooled with others.",
-        "peers/globex-ca.pem",
-    )],
+    fields: &[
+        field(
+            "bundle",
+            Text(&PATH),
+            Optional,
+            "The peer's CA certificates: PEM, a SPIFFE bundle (JWKS), or a bundle map. They prove ids of its trust \
+             domain only, and are never pooled with others. With `endpoint`: the first bundle; when its content \
+             changes, the succession begins anew with it.",
+            "peers/globex-ca.pem",
+        ),
+        field(
+            "endpoint",
+            Shape::Object(&ENDPOINT),
+            Optional,
+            "The peer's bundle endpoint, which is followed: what it says replaces the first bundle. With \
+             `https_spiffe` in the peer's own trust domain `bundle` is needed as well.",
+            "{url: \"https://bundle.globex.example:8443/\", profile: https_web}",
+        ),
+    ],
 };
 
 static IDENTITY: Object = Object {
@@ -31,7 +87,7 @@ static IDENTITY: Object = Object {
             "fingerprint",
             List { item: &Text(&FINGERPRINT), min: 1, max: 32 },
             Optional,
-            "SHA-256 of its agent's exact certificates. One that stands in `trust.bundle` itself needs no CA: list the next one before it is renewed.",
+            "SHA-256 of its agent's exact certificates. One that stands in `trust.bundle` itself needs no CA, unless `trust.endpoint` is followed: list the next one before it is renewed.",
             "[\"sha256:3f0b4d2c9a1e5c7786f2b1d0e4a39c58617f0e2d3b4c5a69788796a5b4c3d2e1\"]",
         ),
     ],
@@ -145,7 +201,7 @@ pub static PEER: Kind = Kind {
                 "trust",
                 Shape::Object(&TRUST),
                 Required,
-                "What proves its ids.",
+                "What proves its ids: a bundle in a file, or one that is followed, or both.",
                 "{bundle: peers/globex-ca.pem}",
             ),
             field(
