@@ -64,14 +64,8 @@ fn controls() -> Vec<ext::Control> {
     use ext::control::Kind;
     let root = || Bytes::from(vec![7; 32]);
     let hashes = Bytes::from(vec![0; 256]);
-    let held = ext::Held {
-        round: 1,
-        digest_version: 1,
-        root: root(),
-        count: 300,
-        hashes,
-        ..ext::Held::default()
-    };
+    let held =
+        ext::Held { round: 1, digest_version: 1, root: root(), count: 300, hashes, ..ext::Held::default() };
     let scope = Bytes::from_static(&[0, 0, 1, 0]);
     let mode = ext::begin::Mode::WantBuckets as i32;
     let kinds = [
