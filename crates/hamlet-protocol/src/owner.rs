@@ -146,6 +146,8 @@ pub struct OwnerSession {
     retry: BTreeMap<Arc<str>, Retry>,
     begin: Option<ext::Begin>,
     round: Option<OwnerRound>,
+    /// The round whose hashes were asked for and are not waited for any more; 0 if none.
+    given_up: u32,
     /// The number of the round whose end the next bookmark says; 0 if none.
     open: u32,
     last_number: u32,
@@ -191,6 +193,7 @@ impl OwnerSession {
             begin: None,
             last_number: held.map_or(0, |h| h.round),
             round,
+            given_up: 0,
             open: 0,
             last_round: None,
             bookmark_seq: 0,
@@ -316,7 +319,9 @@ impl OwnerSession {
                 Next::AtHead => self.behind_since = None,
                 Next::Resync if self.hello => {
                     self.sub.restart();
-                    self.round = None;
+                    if let Some(round) = self.round.take().filter(OwnerRound::awaits) {
+                        self.given_up = round.number();
+                    }
                     self.begin_round(round_after(self.last_number), ext::begin::Mode::All, None);
                     self.stats.rounds[2] += 1;
                     return self.next(now, judged);
@@ -333,6 +338,7 @@ impl OwnerSession {
     /// Takes the round forward. Whether changes may be sent meanwhile.
     fn step_round(&mut self, now: Duration) -> Result<bool, StreamEnd> {
         let Some(round) = &mut self.round else { return Ok(true) };
+        let awaited = round.awaits();
         match round.step(&mut self.sub, &self.log_id, now)? {
             Step::Wait { may_send } => return Ok(may_send),
             Step::Ask(scope) => {
@@ -353,6 +359,7 @@ impl OwnerSession {
             }
             Step::All => {
                 let number = round.number();
+                self.given_up = if awaited { number } else { 0 };
                 self.begin_round(number, ext::begin::Mode::All, None);
                 self.stats.rounds[2] += 1;
             }
@@ -531,16 +538,27 @@ impl OwnerSession {
             return Err(Violation::RoundTooSoon);
         }
         self.last_round = Some(now);
+        self.given_up = 0;
         self.round = Some(OwnerRound::live(held, now));
         Ok(())
     }
 
-    /// Hashes of what the consumer holds, as it was asked for.
+    /// Hashes of what the consumer holds, as it was asked for. Those that come too late are dropped:
+    /// its disk may have kept it waiting.
     ///
     /// # Errors
-    /// [`Violation::Buckets`] if it wasn't, or they don't follow on one another.
+    /// [`Violation::Buckets`] if it wasn't asked, or they don't follow on one another.
     pub fn buckets(&mut self, buckets: &ext::Buckets) -> Result<(), Violation> {
-        self.round.as_mut().ok_or(Violation::Buckets)?.buckets(buckets)
+        match &mut self.round {
+            Some(round) => round.buckets(buckets),
+            None if self.given_up != 0 && self.given_up == buckets.round => {
+                if buckets.last {
+                    self.given_up = 0;
+                }
+                Ok(())
+            }
+            None => Err(Violation::Buckets),
+        }
     }
 
     /// How far changes got at the consumer, and what it thinks of them now.

@@ -82,6 +82,11 @@ impl OwnerRound {
         self.fresh
     }
 
+    /// Whether hashes that were asked for are still to come.
+    pub(crate) fn awaits(&self) -> bool {
+        matches!(self.stage, Stage::Asked { complete: false, .. })
+    }
+
     /// When to look again although nothing happened.
     pub(crate) fn wake_at(&self) -> Duration {
         match &self.stage {

@@ -144,7 +144,7 @@ fn a_comparison_that_is_not_finished_in_time_ends_in_everything() {
     let (mut bank, mut shop) = parted(5_000);
     pass(&mut shop, &mut bank);
     assert!(pass(&mut bank, &mut shop).contains(&"bank: begin WANT_BUCKETS".to_owned()));
-    shop.speak();
+    let late = shop.speak();
     bank.now = Duration::from_secs(9);
     assert!(!bank.speak().iter().any(|m| matches!(m, Outgoing::Offer { .. })));
     assert_eq!(bank.session.wake_at().map(|at| at.as_secs()), Some(10), "and nobody is woken before");
@@ -152,6 +152,12 @@ fn a_comparison_that_is_not_finished_in_time_ends_in_everything() {
     let said: Vec<String> = bank.speak().iter().filter_map(|m| tell("bank", m)).collect();
     assert!(said.contains(&"bank: begin ALL".to_owned()));
     assert!(said.iter().any(|l| l.starts_with("bank: upsert s0000")), "from the beginning");
+    // What comes too late is dropped; what nobody asked for is a breach as ever.
+    assert!(late.iter().any(|m| tell("shop", m).is_some_and(|l| l.contains("hashes of level 2"))));
+    for (time, taken) in [(1, true), (2, false)] {
+        let received = late.iter().try_for_each(|m| bank.session.receive(heard(m), bank.now));
+        assert_eq!(received.is_ok(), taken, "time {time}");
+    }
 }
 
 #[test]
