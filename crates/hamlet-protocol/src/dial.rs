@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hamlet_core::PeerName;
 use hamlet_core::imported::ServiceJudge;
+use hamlet_core::causes::with_causes;
 use hamlet_identity::{Expect, LocalIdentity, ProvenPeer, Role, TrustTable};
 use hamlet_runtime::{Backoff, Shutdown, Spawner, rarely};
 use hyper::client::conn::http2::SendRequest;
@@ -410,7 +411,7 @@ impl<J: LinkJudge> Dialler<J> {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
                 let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-                return Err(ours.map_or_else(|| tls_error(transport::chain(&error)), untrusted));
+                return Err(ours.map_or_else(|| tls_error(with_causes(&error)), untrusted));
             }
             Err(_) => return Err(tls_error("no complete handshake within 5 s".to_owned())),
         };
@@ -436,7 +437,7 @@ impl<J: LinkJudge> Dialler<J> {
         let (sender, connection) = builder
             .handshake(TokioIo::new(tls))
             .await
-            .map_err(|e| DialError::Http(address.to_owned(), transport::chain(&e)))?;
+            .map_err(|e| DialError::Http(address.to_owned(), with_causes(&e)))?;
         let (trust, link, ping_ms) = (self.trust.clone(), self.link.clone(), self.ping_ms.clone());
         self.spawner.spawn(format!("dial/{peer}"), async move {
             let mut changed = trust.changed();

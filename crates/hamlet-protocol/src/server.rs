@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
+use hamlet_core::causes::with_causes;
 use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{
     LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, SilentPlace, SilentSockets, TrustTable, read_hello,
@@ -293,7 +294,7 @@ impl Door {
         let tls = handshake.map_err(|error| {
             // Our own refusal says more than the TLS alert that it became.
             let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-            ours.unwrap_or_else(|| transport::chain(&error))
+            ours.unwrap_or_else(|| with_causes(&error))
         })?;
         if let Some(serve) = serve {
             return Ok(Entered::Annex(tls, serve));
@@ -385,7 +386,7 @@ fn serve<J: LinkJudge>(
                             link.count_flood();
                             tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
                         } else if let Err(error) = outcome {
-                            tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+                            tracing::debug!(%remote, error = %with_causes(&error), "a peer's connection broke");
                         }
                         break 'serving;
                     }

@@ -1,4 +1,4 @@
-//! Sockets and HTTP/2 as both ends use them: options, limits, and how errors are told.
+//! Sockets and HTTP/2 as both ends use them: options, and limits.
 
 use std::io;
 use std::time::Duration;
@@ -31,6 +31,9 @@ pub const CLIENT_PING: Duration = Duration::from_secs(45);
 /// Longest time between our pings, after a server has complained of them.
 pub const CLIENT_PING_MAX: Duration = Duration::from_secs(600);
 /// A ping must be answered within this: with [`SERVER_PING`] that makes 15 s.
+/// What a client's HTTP/2 begins with: the preface and empty settings (RFC 9113, section 3.4). For
+/// those who only want to be answered.
+pub const HTTP2_OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sets the options that find a dead peer: keepalive after 5 s, every 5 s, twice; and a user
@@ -56,21 +59,6 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for SpawnExecutor {
     fn execute(&self, task: F) {
         self.0.spawn("http2", task);
     }
-}
-
-/// An error with all its sources, outermost first, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        source = inner.source();
-    }
-    text
 }
 
 /// Whether the other side closed the connection because we said too much on it, as a gRPC server
