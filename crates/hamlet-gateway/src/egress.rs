@@ -208,7 +208,7 @@ impl Reconciler {
         if self.failed.get(&address).is_some_and(|f| f.retry_at > now) {
             return;
         }
-        match bind::listen(address) {
+        match bind::listen(address, bind::BACKLOG) {
             Ok(listener) => {
                 self.failed.remove(&address);
                 let stop = self.shared.spawner.shutdown().child();

@@ -51,7 +51,7 @@ pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity};
 pub use minter::{CurrentCa, MINTED_MAX, SniMinter};
 pub use refused::VerifyError;
-pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
+pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace, SilentSockets};
 pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,

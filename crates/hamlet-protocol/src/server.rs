@@ -17,14 +17,15 @@ use hamlet_core::PeerName;
 use hamlet_core::causes::with_causes;
 use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{
-    LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, SilentPlace, SilentSockets, TrustTable, read_hello,
+    LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace, SilentSockets,
+    TrustTable, read_hello,
 };
 use hamlet_runtime::{Clock, Shutdown, Spawner, rarely};
 use hyper::body::Incoming as Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::StartHandshake;
 use tokio_rustls::rustls::ServerConfig;
@@ -173,7 +174,7 @@ impl<J: LinkJudge> std::fmt::Debug for ServerContext<J> {
 impl AgentServer {
     /// Binds; port 0 takes any free one.
     pub async fn bind(address: SocketAddr) -> Result<AgentServer, BindError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+        let listener = listen(address).map_err(|source| BindError { address, source })?;
         let address = listener.local_addr().map_err(|source| BindError { address, source })?;
         Ok(AgentServer { listener, address, limits: SharedLimits::default(), annex: None })
     }
@@ -240,6 +241,13 @@ impl AgentServer {
             });
         }
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(STRANGERS_BACKLOG)
 }
 
 /// Who has come in.
