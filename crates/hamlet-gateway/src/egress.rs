@@ -305,6 +305,7 @@ async fn serve(shared: &Arc<Shared>, address: SocketAddr, client: TcpStream) -> 
             tracing::warn!(peer = %route.id.owner, service = %route.id.name, "cut: the peer is no longer proven");
             Outcome::Unproven
         }
+        Err(Cut::Expired) => Outcome::Expired,
     }
 }
 

@@ -107,7 +107,7 @@ impl<T> Swapped<T> {
 /// What all tasks of the gateway share.
 pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
-    identity: Arc<LocalIdentity>,
+    pub(crate) identity: Arc<LocalIdentity>,
     /// What egress dials with.
     pub(crate) clients: GatewayClients,
     pub(crate) trust: Arc<TrustTable>,
