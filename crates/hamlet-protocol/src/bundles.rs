@@ -225,7 +225,7 @@ impl BundleExchange {
 
 /// A stream's talk about bundles, both ways.
 #[derive(Debug, Default)]
-pub(crate) struct BundleTalk {
+pub struct BundleTalk {
     ours: Option<Arc<StreamBundle>>,
     /// What was said last, and when.
     said: Option<(u64, [u8; 32], Duration)>,
@@ -241,7 +241,7 @@ pub(crate) struct BundleTalk {
 
 impl BundleTalk {
     /// What to say, if it isn't what was said last.
-    pub(crate) fn set_ours(&mut self, ours: Option<Arc<StreamBundle>>) {
+    pub fn set_ours(&mut self, ours: Option<Arc<StreamBundle>>) {
         self.ours = ours;
     }
 
@@ -253,13 +253,13 @@ impl BundleTalk {
     }
 
     /// When the next bundle of ours may be said, if one waits.
-    pub(crate) fn wake_at(&self) -> Option<Duration> {
+    pub fn wake_at(&self) -> Option<Duration> {
         let (_, _, at) = self.said.as_ref()?;
         self.unsaid().map(|_| at.saturating_add(STREAM_BUNDLE_PAUSE))
     }
 
     /// The next word to a peer that takes messages of at most `most` bytes.
-    pub(crate) fn next(&mut self, most: usize, now: Duration) -> Option<ext::control::Kind> {
+    pub fn next(&mut self, most: usize, now: Duration) -> Option<ext::control::Kind> {
         if let Some(answer) = self.answer.take() {
             return Some(ext::control::Kind::BundleAck(answer));
         }
@@ -284,12 +284,15 @@ impl BundleTalk {
     }
 
     /// Whether [`next`](Self::next) would say something.
-    pub(crate) fn wants_write(&self, now: Duration) -> bool {
+    pub fn wants_write(&self, now: Duration) -> bool {
         self.answer.is_some() || (self.unsaid().is_some() && self.wake_at().is_none_or(|at| now >= at))
     }
 
     /// The peer said its bundle.
-    pub(crate) fn receive(&mut self, bundle: ext::Bundle, now: Duration) -> Result<(), Violation> {
+    ///
+    /// # Errors
+    /// It is too large, too soon, or doesn't follow the one before; nothing was taken.
+    pub fn receive(&mut self, bundle: ext::Bundle, now: Duration) -> Result<(), Violation> {
         if now.saturating_sub(self.minute.0) >= Duration::from_secs(60) {
             self.minute = (now, 0);
         }
@@ -309,7 +312,7 @@ impl BundleTalk {
     }
 
     /// The peer said what became of ours. An answer to another one than was said last is late.
-    pub(crate) fn answered(&mut self, ack: &ext::BundleAck) {
+    pub fn answered(&mut self, ack: &ext::BundleAck) {
         let named = |(sequence, ..): &(u64, [u8; 32], Duration)| *sequence == ack.sequence;
         let ours = self.ours.as_ref().is_some_and(|ours| ours.trust_domain == ack.trust_domain);
         if !ours || !self.said.as_ref().is_some_and(named) {
@@ -325,7 +328,7 @@ impl BundleTalk {
     }
 
     /// Says what became of the peer's bundle `number`, unless a newer one came since.
-    pub(crate) fn answer(&mut self, number: u64, outcome: Result<(), &NotInForce>) {
+    pub fn answer(&mut self, number: u64, outcome: Result<(), &NotInForce>) {
         let Some((_, heard)) = self.theirs.as_ref().filter(|(newest, _)| *newest == number) else { return };
         self.answer = Some(ext::BundleAck {
             trust_domain: heard.trust_domain.clone(),
@@ -335,17 +338,17 @@ impl BundleTalk {
     }
 
     /// The peer's newest bundle, with its number.
-    pub(crate) fn theirs(&self) -> Option<(u64, Arc<StreamBundle>)> {
+    pub fn theirs(&self) -> Option<(u64, Arc<StreamBundle>)> {
         self.theirs.clone()
     }
 
     /// What the peer said last of ours; `None` until it has answered the newest.
-    pub(crate) fn their_answer(&self) -> Option<&BundleAnswer> {
+    pub fn their_answer(&self) -> Option<&BundleAnswer> {
         self.their_answer.as_ref()
     }
 
     /// Whether there is something to look at since this was asked last.
-    pub(crate) fn take_news(&mut self) -> bool {
+    pub fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
     }
 }

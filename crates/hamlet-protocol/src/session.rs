@@ -233,12 +233,13 @@ pub struct StreamSession {
     late_answer: SecondLook,
     late_write: SecondLook,
     late_beat: SecondLook,
-    pub(crate) bundles: BundleTalk,
     observer: Option<Arc<dyn StreamObserver>>,
     /// The owner role, once the peer has subscribed.
     pub owner: Option<OwnerSession>,
     /// The consumer role.
     pub consumer: ConsumerSession,
+    /// What is said of both sides' bundles; to hello peers only.
+    pub bundles: BundleTalk,
 }
 
 impl StreamSession {
