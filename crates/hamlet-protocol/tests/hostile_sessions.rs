@@ -11,6 +11,7 @@ use hamlet_core::imported::{ImportLimits, ImportedSlice};
 use hamlet_core::lease::NameLeases;
 use hamlet_core::view::{Offer, VersionCounter, View};
 use hamlet_core::{PeerName, Rejection, RejectionCode};
+use hamlet_protocol::bundles::{STREAM_BUNDLE_BYTES_MAX, StreamBundle};
 use hamlet_protocol::consumer::ConsumerSession;
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
 use hamlet_protocol::dialect::{
@@ -327,4 +328,46 @@ fn only_the_nonce_as_it_was_sent_is_an_answer() {
         s.receive(request(answer), T0).unwrap();
         assert_eq!(s.violations() == 0, known, "{nonce}");
     }
+}
+
+/// All that a session has to say now.
+fn words(session: &mut StreamSession) -> Vec<Outgoing> {
+    std::iter::from_fn(|| session.next(T0).unwrap()).collect()
+}
+
+fn is_bundle(word: &Outgoing) -> bool {
+    let Outgoing::Control(control) = word else { return false };
+    matches!(control.kind, Some(ext::control::Kind::Bundle(_) | ext::control::Kind::BundleAck(_)))
+}
+
+#[test]
+fn a_bundle_is_said_to_a_hello_peer_and_never_to_a_foreign_one() {
+    let ours = StreamBundle { trust_domain: "shop.example".into(), sequence: 1, jwks: "{}".into() };
+    for (hello, dialled) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut session = session(dialled, "", &View::new(TYPE_URL));
+        session.bundles.set_ours(Some(Arc::new(ours.clone())));
+        assert!(!words(&mut session).iter().any(is_bundle), "not before the peer has spoken");
+        session.receive(subscribe(hello, ""), T0).unwrap();
+        assert_eq!(words(&mut session).iter().filter(|w| is_bundle(w)).count(), usize::from(hello));
+        let theirs = ext::Bundle { trust_domain: "bank.example".into(), ..ext::Bundle::default() };
+        let kind = ext::control::Kind::Bundle(theirs);
+        let before = session.violations();
+        session.receive(control(Some(kind)), T0).unwrap();
+        assert_eq!((session.bundles.theirs().is_some(), session.violations() > before), (hello, !hello));
+        session.bundles.answer(1, Ok(()));
+        assert_eq!(words(&mut session).iter().filter(|w| is_bundle(w)).count(), usize::from(hello));
+    }
+}
+
+#[test]
+fn a_bundle_that_breaks_a_limit_ends_the_stream_and_its_neighbour_does_not() {
+    let of = |bytes: usize| {
+        let jwks = vec![b' '; bytes].into();
+        control(Some(ext::control::Kind::Bundle(ext::Bundle { jwks, ..ext::Bundle::default() })))
+    };
+    let mut session = session(false, "", &View::new(TYPE_URL));
+    session.receive(subscribe(true, ""), T0).unwrap();
+    session.receive(of(STREAM_BUNDLE_BYTES_MAX), T0).unwrap();
+    let end = session.receive(of(STREAM_BUNDLE_BYTES_MAX + 1), T0).unwrap_err();
+    assert_eq!(end.code, Code::InvalidArgument, "{end:?}");
 }

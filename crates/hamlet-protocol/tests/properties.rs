@@ -101,11 +101,27 @@ fn control() -> impl Strategy<Value = ext::Control> {
         2 => (0..4u64, -1..5i32, any::<u64>()).prop_map(|(seq, verdict, refused)| {
             ext::control::Kind::Proof(ext::Proof { seq, verdict, refused, ..ext::Proof::default() })
         }),
+        1 => bundle(),
         1 => any::<i32>().prop_map(|reason| {
             ext::control::Kind::Goodbye(ext::Goodbye { reason, ..ext::Goodbye::default() })
         }),
     ];
     prop::option::weighted(0.95, kind).prop_map(|kind| ext::Control { kind })
+}
+
+/// Boxed: a strategy is as large as everything in it, and all of it stands on the stack.
+fn bundle() -> BoxedStrategy<ext::control::Kind> {
+    let parts = (any::<u64>(), any::<bool>(), 0..50_000usize, any::<bool>());
+    let kind = |(sequence, ack, jwks, first)| match ack {
+        true => ext::control::Kind::BundleAck(ext::BundleAck { sequence, ..ext::BundleAck::default() }),
+        false => ext::control::Kind::Bundle(ext::Bundle {
+            sequence,
+            jwks: vec![b'{'; jwks].into(),
+            previous_sha256: vec![0; if first { 0 } else { 32 }].into(),
+            ..ext::Bundle::default()
+        }),
+    };
+    parts.prop_map(kind).boxed()
 }
 
 fn request() -> impl Strategy<Value = IncomingRequest> {

@@ -1,13 +1,16 @@
 //! Owners and consumers as a program embeds them: any message, real sockets, mutual TLS.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hamlet_protocol::sdk::{
-    CertificateProvider, Consumer, ConsumerEvent, Events, Identity, MemoryStore, Missable, Owner, OwnerEvent,
-    Peer, PemPair, ProtobufResource, PutError, Rejection, RejectionCode, StartError,
+    CertificateProvider, Consumer, ConsumerEvent, Events, HeardBundle, Identity, MemoryStore, Missable,
+    NotInForce, Owner, OwnerEvent, Peer, PeerName, PemPair, ProtobufResource, PutError, Rejection,
+    RejectionCode, StartError, StreamBundle,
 };
 use hamlet_testkit::pki::TestCa;
+use tokio::sync::watch;
 
 /// A message of nobody's protocol.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -338,5 +341,68 @@ async fn what_can_not_work_is_said_at_once() {
     let huge = Price { currency: "x".repeat(5 << 20), cents: 0 };
     assert!(matches!(owner.put("apple", &huge).unwrap_err(), PutError::TooLarge(_)));
     assert!(owner.put("apple", &price(1)).is_ok());
+    owner.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_side_says_its_bundle_and_hears_what_the_other_decides_about_it() {
+    let meshes = Meshes::new();
+    let of = |domain: &str, sequence| StreamBundle {
+        trust_domain: domain.to_owned(),
+        sequence,
+        jwks: "{\"keys\":[]}".into(),
+    };
+    let (says, source) = watch::channel(Some(of("bank.example", 1)));
+    let owner = Owner::<Price>::builder(Identity::from(meshes.bank.agent().identity()))
+        .peer(meshes.shop())
+        .listen("127.0.0.1:0")
+        .bundle(source)
+        .start()
+        .await
+        .unwrap();
+    let mut told = owner.observe();
+    let asked = Arc::new(AtomicU64::new(0));
+    let count = asked.clone();
+    let decide = move |peer: &PeerName, heard: &HeardBundle| match heard.bundle.sequence {
+        _ if peer.as_str() != "bank" || heard.proven.peer != *peer => panic!("a stranger's bundle"),
+        1 => Ok(()),
+        2 if count.fetch_add(1, Ordering::Relaxed) == 0 => {
+            Err(NotInForce::Waiting(Duration::from_millis(10)))
+        }
+        2 => Ok(()),
+        _ => panic!("on purpose"),
+    };
+    let (_own, ours) = watch::channel(Some(of("shop.example", 7)));
+    let consumer = Consumer::<Price>::builder(Identity::from(meshes.shop.agent().identity()))
+        .peer(meshes.bank().at(owner.address().unwrap().to_string()))
+        .bundle(ours)
+        .on_bundle(decide)
+        .start()
+        .await
+        .unwrap();
+    let mut heard = consumer.watch();
+    let ConsumerEvent::BundleAnswered { answer, .. } =
+        until(&mut heard, |e| matches!(e, ConsumerEvent::BundleAnswered { .. })).await
+    else {
+        unreachable!()
+    };
+    assert_eq!(answer.problem.map(|p| p.reason).as_deref(), Some("BUNDLE_NOT_FOLLOWED"), "no handler there");
+    for (sequence, reasons) in
+        [(1, vec![None]), (2, vec![Some("BUNDLE_WAITING"), None]), (3, vec![Some("BUNDLE_UNREADABLE")])]
+    {
+        says.send_replace(Some(of("bank.example", sequence)));
+        for reason in reasons {
+            until(&mut told, |e| match e {
+                OwnerEvent::BundleAnswered { answer, .. } => {
+                    let said = answer.problem.as_ref().map(|p| p.reason.as_str());
+                    (answer.sequence, said) == (sequence, reason)
+                }
+                _ => false,
+            })
+            .await;
+        }
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "a bundle that waits is asked about again");
+    consumer.stop().await;
     owner.stop().await;
 }

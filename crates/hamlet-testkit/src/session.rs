@@ -17,6 +17,7 @@ use hamlet_core::imported::{ImportLimits, ImportedSlice};
 use hamlet_core::lease::NameLeases;
 use hamlet_core::view::{Offer, VersionCounter, View};
 use hamlet_core::{Rejection, RejectionCode};
+use hamlet_protocol::bundles::StreamBundle;
 use hamlet_protocol::dialect::service::{TYPE_URL, decode};
 use hamlet_protocol::dialect::v1alpha1::{End, V1Codec};
 use hamlet_protocol::dialect::v1alpha2::{self, V2Codec};
@@ -73,9 +74,13 @@ impl FedSession {
             view: view.clone(),
             foreign_window: 1,
         };
+        let mut session = StreamSession::new(config, Duration::ZERO);
+        // It wants to say its bundle from the beginning: never to a foreign peer.
+        let (trust_domain, jwks) = ("bank.example".to_owned(), Bytes::from_static(b"{}"));
+        session.bundles.set_ours(Some(Arc::new(StreamBundle { trust_domain, sequence: 1, jwks })));
         FedSession {
             options,
-            session: StreamSession::new(config, Duration::ZERO),
+            session,
             slice,
             view,
             versions: VersionCounter::default(),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use hamlet_admin::api::{
-    AgentStatus, BeatStatus, IdentityStatus, ImportProgress, ListenerStatus, PeerState, PeerStatus, Proof,
-    PublishProgress, RoundsStatus, SourceStatus, StallKind,
+    AgentStatus, AnchorStatus, BeatStatus, BundleStatus, IdentityStatus, ImportProgress, ListenerStatus,
+    OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus, SourceStatus, StallKind,
 };
 use hamlet_admin::metrics::{MetricsText, Scrape};
 use hamlet_gateway::metrics::{ConnectionLabels, ListenerLabels, ResponseLabels};
@@ -36,6 +36,15 @@ fn scrape() -> String {
         publish: Some(PublishProgress {
             proof: proof.clone(),
             rounds: Some(RoundsStatus::default()),
+            ..Default::default()
+        }),
+        bundle: Some(BundleStatus {
+            url: Some("https://globex.example/".into()),
+            follow: Some("stream".into()),
+            sequence: Some(1),
+            age_ms: Some(1),
+            authorities: vec![AnchorStatus::default()],
+            ours: Some(OursThere::default()),
             ..Default::default()
         }),
         import: Some(ImportProgress { proof, ..Default::default() }),
