@@ -11,6 +11,7 @@ mod codecs;
 mod core_types;
 mod edges;
 mod jwks;
+mod peering;
 pub mod seeds;
 mod sessions;
 mod store;
@@ -46,6 +47,7 @@ targets! {
     jwks: jwks;
     codecs: message, message_v1;
     core_types: names;
+    peering: peering, peering_texts;
     codecs: records, service, service_v1;
     sessions: session, session_v1;
     core_types: spiffe, text;

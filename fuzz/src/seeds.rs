@@ -354,6 +354,12 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     add("jwks", "set", set.to_vec());
     add("jwks", "revoked", br#"{"keys":[],"spiffe_sequence":7}"#.to_vec());
     add("jwks", "map", br#"{"trust_domains":{"acme.example":{"keys":[]}}}"#.to_vec());
+    for (name, bytes) in crate::peering::exchange_seeds() {
+        add("peering", &name, bytes);
+    }
+    for (name, bytes) in crate::peering::text_seeds() {
+        add("peering_texts", &name, bytes);
+    }
     add("records", "two", records());
     add("text", "cursor", b"\x40a\nb\x1b[31mc\xe2\x80\xaed".to_vec());
     out

@@ -7,5 +7,6 @@ mod conformance;
 mod limits;
 mod metrics;
 mod names;
+mod operating;
 mod refusals;
 mod source;
