@@ -125,6 +125,7 @@ async fn one(
     };
     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let proven = prove(shared, route, &chain).map_err(EndpointError::Identity)?;
+    shared.clients.proven(&route.id.owner, &route.sans, &proven);
     let standing = standing(shared, route, proven, chain);
     let guard = Guard::new(changes, shared.config.drain, &shared.spawner.shutdown(), standing);
     Ok(Upstream { stream, guard })

@@ -33,9 +33,14 @@ impl Said {
     fn of(log: &str) -> Said {
         let mut said = Said::default();
         for line in log.lines() {
-            let presented = line.contains("a new leaf is presented");
-            said.agent_leaves += u64::from(presented && line.contains("role=agent"));
-            said.gateway_leaves += u64::from(presented && line.contains("role=gateway"));
+            // Whoever was first: the authority that made it, or the watch over the files.
+            let is = |text: &str, of: &str| line.contains(text) && line.trim_end().contains(of);
+            let presented = |role: &str| {
+                is("a new leaf is presented", &format!("role={role}"))
+                    || is("certificate reloaded", &format!("/hamlet/{role}"))
+            };
+            said.agent_leaves += u64::from(presented("agent"));
+            said.gateway_leaves += u64::from(presented("gateway"));
             said.renewed += u64::from(line.contains("stream renewed on a new connection"));
             said.reconnects += u64::from(line.contains("not connected"));
             let failed = ["egress connection failed", "egress request failed"];
@@ -60,14 +65,15 @@ mod tests {
         let log = "\
 2026-01-01T00:00:00Z  INFO hamlet_identity::authority::keeper: a new leaf is presented role=agent until=x
 2026-01-01T00:00:00Z  INFO hamlet_identity::authority::keeper: a new leaf is presented role=gateway until=x
+2026-01-01T00:00:00Z  INFO hamlet_identity::watch: certificate reloaded id=spiffe://east.example/hamlet/gateway
 2026-01-01T00:00:01Z  INFO hamlet_protocol::dial::renewal: stream renewed on a new connection peer=west
 2026-01-01T00:00:02Z  INFO hamlet_protocol::dial: not connected peer=west reason=x
 2026-01-01T00:00:02Z  WARN hamlet_protocol::dial: something role=agent
 ";
-        let trouble = log.lines().skip(4).map(str::to_owned).collect();
+        let trouble = log.lines().skip(5).map(str::to_owned).collect();
         let wanted = Said {
             agent_leaves: 1,
-            gateway_leaves: 1,
+            gateway_leaves: 2,
             renewed: 1,
             reconnects: 1,
             egress_failed: 0,

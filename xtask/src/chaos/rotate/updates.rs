@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -71,15 +71,11 @@ pub(super) struct Updates {
 }
 
 impl Updates {
-    /// Writes the first version of all services.
-    pub(super) fn new(owner: &Mesh, book: &Book) -> anyhow::Result<Updates> {
+    /// Writes the first version of all services of mesh `owner` into its `folder`.
+    pub(super) fn new(owner: &'static str, folder: &Path, book: &Book) -> anyhow::Result<Updates> {
         let slots = vec![Slot { version: 0, pending: None }; usize::try_from(SERVICES)?];
-        let updates = Updates {
-            owner: owner.name,
-            folder: owner.agent.folder().to_owned(),
-            book: book.clone(),
-            state: Arc::new(Mutex::new(State { slots, next: 0, fate: Fate::default() })),
-        };
+        let state = Arc::new(Mutex::new(State { slots, next: 0, fate: Fate::default() }));
+        let updates = Updates { owner, folder: folder.to_owned(), book: book.clone(), state };
         for file in 0..FILES {
             updates.write(file)?;
         }
@@ -222,4 +218,61 @@ spec:
         fqdn(owner, i),
         description(version)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use hamlet_admin::api::{Origin, Standing};
+
+    use super::*;
+
+    fn held(versions: &[u64]) -> BTreeMap<String, ServiceStatus> {
+        let one = |(i, version): (u64, &u64)| ServiceStatus {
+            name: format!("east/svc-{i:04}"),
+            fqdn: fqdn("east", i),
+            origin: Origin::Imported { peer: "east".into() },
+            standing: Standing::Current,
+            description: description(*version),
+            tags: vec![],
+            labels: BTreeMap::new(),
+            egress: vec![],
+            instances: vec![],
+            published_to: vec![],
+            sans: vec![],
+            conflicts: vec![],
+        };
+        (0..).zip(versions).map(one).map(|s| (s.fqdn.clone(), s)).collect()
+    }
+
+    #[test]
+    fn what_is_late_lost_gone_older_or_never_written_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let book = Book::new();
+        let updates = Updates::new("east", folder.path(), &book).unwrap();
+        let mut versions = vec![0; usize::try_from(SERVICES).unwrap()];
+        assert_eq!(updates.change(2), [0, 1]);
+        updates.look(&held(&versions));
+        assert_eq!((updates.fate().lost(), updates.fate().wrong), (2, 0), "late is not wrong");
+        versions[0] = 1;
+        updates.look(&held(&versions));
+        assert_eq!((updates.fate().lost(), updates.fate().wrong), (1, 0), "one has arrived");
+        let good = versions.clone();
+        for (what, service, version) in [("older", 0, 0), ("never written", 1, 2), ("of another", 5, 7)] {
+            versions[service] = version;
+            let before = updates.fate();
+            updates.look(&held(&versions));
+            assert_eq!(updates.fate().wrong, before.wrong + 1, "{what}");
+            versions.clone_from(&good);
+            updates.look(&held(&versions));
+            assert_eq!(updates.fate().wrong, before.wrong + 1, "and its neighbour is right");
+        }
+        let before = updates.fate();
+        updates.look(&held(&versions[..versions.len() - 1]));
+        assert_eq!(updates.fate().wrong, before.wrong + 1, "gone");
+        assert_eq!(book.story().len(), 4);
+
+        // One waits to be seen: all others can be changed, and it can't.
+        assert_eq!(updates.change(SERVICES), (0..FILES).map(|f| (f + 2) % FILES).collect::<Vec<_>>());
+        assert_eq!((updates.fate().written, updates.fate().held_up), (SERVICES + 1, 1));
+    }
 }
