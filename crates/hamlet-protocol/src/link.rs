@@ -742,6 +742,11 @@ impl<J: LinkJudge> Link<J> {
             other => (other, error),
         };
         let mut slot = self.slot.lock();
+        let away = matches!(connection, Connection::Down { .. } | Connection::Refused { .. });
+        // Late news of an older stream: another one has taken the place meanwhile.
+        if away && self.active().is_some() {
+            return;
+        }
         let kind = std::mem::discriminant(&slot.connection);
         let was_away = matches!(slot.connection, Connection::Down { .. } | Connection::Refused { .. });
         let still_away = matches!(connection, Connection::Connecting) && was_away;

@@ -4,11 +4,16 @@
 //! that it is about, or nowhere.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::Code;
 
 use super::Link;
 use crate::bundles::{BundleAnswer, HeardBundle, NotInForce};
 use crate::kind::LinkJudge;
-use crate::session::StreamSession;
+use crate::session::{StreamEnd, StreamSession};
+use crate::stream::StreamCell;
+use crate::wire::hamlet::federation::v1::goodbye::Reason;
 
 impl<J: LinkJudge> Link<J> {
     /// Has the active stream say our bundle as it is now, unless it has.
@@ -39,7 +44,17 @@ impl<J: LinkJudge> Link<J> {
         self.active()?.look(|s: &StreamSession| s.bundles.their_answer().cloned())
     }
 
-    pub(super) fn begin_bundles(&self, cell: &Arc<crate::stream::StreamCell>) {
+    /// Ends the active stream, so that the next one shows our present certificate: the peer can't take
+    /// our bundle over one that the bundle doesn't prove.
+    pub fn show_certificate_anew(&self) {
+        let text = "renewed, to show our present certificate";
+        if let Some(cell) = self.active() {
+            cell.change(|s| s.say_goodbye(Reason::Renew, Duration::ZERO));
+            cell.end(StreamEnd::new(Code::Unavailable, text));
+        }
+    }
+
+    pub(super) fn begin_bundles(&self, cell: &Arc<StreamCell>) {
         // Read when the stream has its place: what is published from now on finds it there.
         let ours = self.context().bundles.ours();
         cell.change(|s| s.bundles.set_ours(ours));

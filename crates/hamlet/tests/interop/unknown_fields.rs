@@ -90,10 +90,12 @@ fn controls() -> Vec<ext::Control> {
 
 /// Doesn't compile when a control is added: it belongs into the list above.
 fn listed(kind: &ext::control::Kind) {
-    use ext::control::Kind::{Applied, Beat, Begin, Bookmark, Buckets, Goodbye, Held, Hello, Proof};
+    use ext::control::Kind::{
+        Applied, Beat, Begin, Bookmark, Buckets, Bundle, BundleAck, Goodbye, Held, Hello, Proof,
+    };
     match kind {
         Hello(_) | Held(_) | Buckets(_) | Begin(_) | Bookmark(_) | Proof(_) | Beat(_) | Applied(_)
-        | Goodbye(_) => (),
+        | Goodbye(_) | Bundle(_) | BundleAck(_) => (),
     }
 }
 
