@@ -11,6 +11,7 @@ use hamlet_core::offers::PublicationInputs;
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{LocalService, PeerName, ServiceName, SpiffeId};
 use hamlet_identity::{ProvenPeer, Role};
+use hamlet_protocol::bundles::BundleExchange;
 use hamlet_protocol::dialect::Secret;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::{ImportSettings, ImportedCatalogue};
@@ -328,6 +329,7 @@ impl World {
             role: Role::Agent,
             fingerprint: [0; 32],
             not_after: Duration::MAX,
+            chain: Arc::new([]),
         }
     }
 
@@ -534,6 +536,7 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
         },
         clock,
         spawner: supervisor.spawner(),
+        bundles: BundleExchange::default(),
     };
     let configs = its.peers.clone();
     let configs = configs.into_iter().map(|p| (p, world.link_config(mesh, p))).collect();

@@ -72,7 +72,8 @@ pub use trust::{
 };
 pub use validity::Validity;
 pub use verify::{
-    CHAIN_MAX, Expect, NOT_BEFORE_SKEW, Usage, proven_client, proven_server, verify_peer_chain,
+    CHAIN_MAX, Expect, NOT_BEFORE_SKEW, Usage, proven_agent_under, proven_client, proven_server,
+    verify_peer_chain,
 };
 pub use watch::IdentityWatch;
 pub use workload::WorkloadApi;

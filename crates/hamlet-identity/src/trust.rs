@@ -167,6 +167,8 @@ pub struct ProvenPeer {
     /// When the proof ends: the earliest end of validity in the chain, the CA included, since the
     /// epoch.
     pub not_after: Duration,
+    /// What it presented, leaf first: trust may change, and then it is to be proven again.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }
 
 /// Why a set of peers can't be believed together. The table keeps its last state.

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_core::{Fqdn, PeerName, SpiffeId};
+use hamlet_runtime::Clock;
 use rustls_pki_types::CertificateDer;
 
+use crate::bundle::TrustBundle;
 use crate::failures::Refusal;
 use crate::inspect::{Inspected, inspect, plain};
 use crate::path;
@@ -88,6 +90,23 @@ pub fn proven_server(
     verify_peer_chain(trust, certs.unwrap_or_default(), role, Usage::Server, expect)
 }
 
+/// Whether a peer's agent, who proved itself with `chain` on the side of `usage`, is also proven by
+/// another bundle of its trust domain: by `bundle` in place of `peer.bundle`, and by all else that is
+/// configured of it. Extensions text, section 9.
+pub fn proven_agent_under(
+    peer: &PeerTrust,
+    bundle: Arc<TrustBundle>,
+    chain: &[CertificateDer<'_>],
+    usage: Usage,
+    clock: &Arc<dyn Clock>,
+) -> Result<ProvenPeer, VerifyError> {
+    let table = TrustTable::new(clock.clone());
+    // A table that refuses the peer stays empty, and proves nobody.
+    let _ = table.replace(vec![PeerTrust { bundle, ..peer.clone() }]);
+    let name = peer.peer.clone();
+    verify_peer_chain(&table, chain, Role::Agent, usage, Expect::Peer(&name))
+}
+
 fn prove(
     trust: &TrustTable,
     chain: &[CertificateDer<'_>],
@@ -124,7 +143,8 @@ fn prove(
         check_id(&peer, id, role, expect)?;
     }
     let not_after = path_end.min(read.not_after);
-    Ok(ProvenPeer { peer: peer.peer.clone(), id, role, fingerprint, not_after })
+    let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
+    Ok(ProvenPeer { peer: peer.peer.clone(), id, role, fingerprint, not_after, chain })
 }
 
 /// The peer, if it is one whose agents have no SPIFFE ids, and what they prove instead.

@@ -5,6 +5,7 @@
 //! half-open or about to end. In v1alpha1 a stream goes one way only, so there may be two: one that
 //! we dialled to import, which is the active one, and one that the peer dialled to be served.
 
+mod bundles;
 mod status;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Code;
 
+use crate::bundles::BundleExchange;
 use crate::dialect::codec::WireCodec;
 use crate::dialect::v1alpha1::{End, V1Codec};
 use crate::dialect::v1alpha2::V2Codec;
@@ -156,6 +158,8 @@ pub struct LinkContext<J: LinkJudge = ServiceJudge> {
     pub clock: Arc<dyn Clock>,
     /// Starts the link's tasks.
     pub spawner: Spawner,
+    /// What is said and heard of bundles.
+    pub bundles: BundleExchange,
 }
 
 impl<J: LinkJudge> Clone for LinkContext<J> {
@@ -171,6 +175,7 @@ impl<J: LinkJudge> Clone for LinkContext<J> {
             store: self.store.clone(),
             clock: self.clock.clone(),
             spawner: self.spawner.clone(),
+            bundles: self.bundles.clone(),
         }
     }
 }
@@ -568,7 +573,9 @@ impl<J: LinkJudge> Link<J> {
         if let Some(old) = old {
             old.change(|old| cell.change(|new| new.consumer.continue_from(&mut old.consumer)));
         }
+        cell.attach(proven, &self.context.bundles);
         self.occupy(&cell, opening)?;
+        self.begin_bundles(&cell);
         if !dialled {
             self.pin(dialect);
         }
@@ -735,6 +742,11 @@ impl<J: LinkJudge> Link<J> {
             other => (other, error),
         };
         let mut slot = self.slot.lock();
+        let away = matches!(connection, Connection::Down { .. } | Connection::Refused { .. });
+        // Late news of an older stream: another one has taken the place meanwhile.
+        if away && self.active().is_some() {
+            return;
+        }
         let kind = std::mem::discriminant(&slot.connection);
         let was_away = matches!(slot.connection, Connection::Down { .. } | Connection::Refused { .. });
         let still_away = matches!(connection, Connection::Connecting) && was_away;

@@ -329,7 +329,7 @@ fn serve<J: LinkJudge>(
     };
     let certified = proven.peer.clone();
     let life = Life::new(&*context.clock, context.identity.not_after(), proven.not_after);
-    let certificates: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let certificates = proven.chain.clone();
     let budget = Arc::new(StreamBudget::new(limits.streams_a_minute));
     let (tls, gauge) = Metered::new(tls, limits.frames, Side::Accepted, context.clock.clone());
     let rpc = Rpc {

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use hamlet_core::rejection::one_line;
 use hamlet_core::seeded::{SeededBug, is_on};
+use hamlet_core::service::limits::MESSAGE_BYTES;
 use hamlet_core::view::View;
 use tonic::Code;
 
 use crate::beat::{BEAT_EVERY, Beats, PeerBeat, SecondLook};
+use crate::bundles::BundleTalk;
 use crate::consumer::{ConsumerSession, INBOX_BYTES, INBOX_MESSAGES};
 use crate::dialect::{Dialect, Incoming, IncomingRequest, Outgoing, Secret};
 use crate::kind::StreamObserver;
@@ -104,6 +106,8 @@ pub enum Violation {
     Buckets,
     #[error("the beginning of a round that can't be")]
     Round,
+    #[error("a bundle that is too large, too soon, or doesn't follow the one before")]
+    Bundle,
 }
 
 /// How this stream is to be spoken.
@@ -229,6 +233,7 @@ pub struct StreamSession {
     late_answer: SecondLook,
     late_write: SecondLook,
     late_beat: SecondLook,
+    pub(crate) bundles: BundleTalk,
     observer: Option<Arc<dyn StreamObserver>>,
     /// The owner role, once the peer has subscribed.
     pub owner: Option<OwnerSession>,
@@ -258,6 +263,7 @@ impl StreamSession {
             late_answer: SecondLook::default(),
             late_write: SecondLook::default(),
             late_beat: SecondLook::default(),
+            bundles: BundleTalk::default(),
             observer: None,
             owner: None,
             consumer,
@@ -500,6 +506,10 @@ impl StreamSession {
                     owner.applied(&applied);
                 }
             }
+            ext::control::Kind::Bundle(bundle) => {
+                return self.bundles.receive(bundle, now).or_else(|v| self.violation(v));
+            }
+            ext::control::Kind::BundleAck(ack) => self.bundles.answered(&ack),
             ext::control::Kind::Goodbye(goodbye) => {
                 let reason = ext::goodbye::Reason::try_from(goodbye.reason).ok();
                 if reason == Some(ext::goodbye::Reason::Leaving) {
@@ -549,10 +559,25 @@ impl StreamSession {
             let kind = Some(ext::control::Kind::Beat(self.filled(beat, now)));
             return Ok(Some(Outgoing::Control(ext::Control { kind })));
         }
+        if let Some(most) = self.bundle_room()
+            && let Some(kind) = self.bundles.next(most, now)
+        {
+            return Ok(Some(Outgoing::Control(ext::Control { kind: Some(kind) })));
+        }
         let judged = self.judged(now);
         match &mut self.owner {
             Some(owner) => owner.next(now, judged),
             None => Ok(None),
+        }
+    }
+
+    /// Largest message that the peer takes, if it is one that is told of bundles.
+    fn bundle_room(&self) -> Option<usize> {
+        let PeerClass::Hello(peer) = &self.class else { return None };
+        match peer.max_message_bytes {
+            // It said nothing of it.
+            0 => Some(MESSAGE_BYTES),
+            most => usize::try_from(most).ok(),
         }
     }
 
@@ -660,14 +685,15 @@ impl StreamSession {
     pub fn wants_write(&self, now: Duration) -> bool {
         let spoken = self.sent_subscribe || (!self.config.dialled && self.class == PeerClass::Unknown);
         let owner = self.owner.as_ref().is_some_and(|owner| owner.wants_write(now));
-        !spoken || self.consumer.has_out() || self.goodbye.is_some() || owner
+        let bundles = self.is_hello() && self.bundles.wants_write(now);
+        !spoken || self.consumer.has_out() || self.goodbye.is_some() || bundles || owner
     }
 
     /// When to look at the time again although nothing happened.
     pub fn wake_at(&self) -> Option<Duration> {
         let owner = self.owner.as_ref().and_then(OwnerSession::wake_at);
         let late = [self.late_answer.due(), self.late_write.due(), self.late_beat.due()];
-        let looks = [self.beats.as_ref().map(Beats::wake_at)];
+        let looks = [self.beats.as_ref().map(Beats::wake_at), self.bundles.wake_at()];
         owner.into_iter().chain(self.consumer.wake_at()).chain(looks.into_iter().chain(late).flatten()).min()
     }
 

@@ -4,8 +4,8 @@
 //! for W, so two busy peers can't deadlock. W is a stream that HTTP/2 polls; it keeps no queue.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ use futures::task::AtomicWaker;
 use futures::{Stream, StreamExt};
 use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::view::View;
+use hamlet_identity::ProvenPeer;
 use hamlet_runtime::{Clock, Shutdown, rarely};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
+use crate::bundles::BundleExchange;
 use crate::dialect::{Incoming, Outgoing};
 use crate::session::{PeerClass, StreamEnd, StreamSession};
 use crate::transcript::Transcript;
@@ -58,6 +60,8 @@ pub struct StreamCell {
     unheard: CancellationToken,
     clock: Arc<dyn Clock>,
     transcript: Arc<Transcript>,
+    /// Who is at the other end, and who is to know that it spoke of bundles.
+    attached: OnceLock<(Arc<ProvenPeer>, BundleExchange)>,
 }
 
 impl std::fmt::Debug for StreamCell {
@@ -105,7 +109,18 @@ impl StreamCell {
             unheard: CancellationToken::new(),
             clock,
             transcript,
+            attached: OnceLock::new(),
         })
+    }
+
+    /// Says who is at the other end, once, before the stream runs.
+    pub(crate) fn attach(&self, proven: &ProvenPeer, bundles: &BundleExchange) {
+        let _ = self.attached.set((Arc::new(proven.clone()), bundles.clone()));
+    }
+
+    /// Who is at the other end, as proven when the connection was made.
+    pub(crate) fn proven(&self) -> Option<Arc<ProvenPeer>> {
+        self.attached.get().map(|(proven, _)| proven.clone())
     }
 
     /// Looks at the session, wakes nobody.
@@ -237,14 +252,18 @@ impl StreamCell {
                 Ok(Some(message)) => {
                     let now = self.clock.now();
                     self.transcript.received(self.id, &message, now);
-                    let (taken, writes, works) = {
+                    let (taken, writes, works, news) = {
                         let mut session = self.session.lock();
                         let taken = session.receive(message, now);
                         // Noted before the look at the view: a change that came too early to wake
                         // the writer is seen by that look.
                         self.note_filled(&session);
-                        (taken, session.wants_write(now), session.consumer.has_work())
+                        let news = session.bundles.take_news();
+                        (taken, session.wants_write(now), session.consumer.has_work(), news)
                     };
+                    if let Some((_, bundles)) = self.attached.get().filter(|_| news) {
+                        bundles.note();
+                    }
                     if let Err(end) = taken {
                         return end;
                     }

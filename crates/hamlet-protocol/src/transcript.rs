@@ -456,6 +456,16 @@ fn control_said(control: &ext::Control) -> Said {
             let problems = a.changes.iter().filter(|c| c.error.is_some()).count();
             ("applied", format!("{} services, {problems} with a problem", a.changes.len()))
         }
+        Some(Kind::Bundle(b)) => {
+            let (domain, bytes) = (one_line(&b.trust_domain, TRANSCRIPT_KEY_BYTES), b.jwks.len());
+            ("bundle", format!("of {domain}, sequence {}, {bytes} bytes", b.sequence))
+        }
+        Some(Kind::BundleAck(b)) => {
+            let domain = one_line(&b.trust_domain, TRANSCRIPT_KEY_BYTES);
+            let reason = b.error.as_ref().map(|e| one_line(&e.reason, RULE_BYTES));
+            let outcome = reason.unwrap_or_else(|| "in force".to_owned());
+            ("bundle-ack", format!("of {domain}, sequence {}, {outcome}", b.sequence))
+        }
         Some(Kind::Goodbye(g)) => {
             let reason = ext::goodbye::Reason::try_from(g.reason).map_or("?", |r| r.as_str_name());
             ("goodbye", format!("{}, retry after {} ms", reason.to_ascii_lowercase(), g.retry_after_ms))

@@ -31,6 +31,7 @@ async fn bank() -> (Agent, ProvenPeer) {
         role: Role::Agent,
         fingerprint: [0; 32],
         not_after: Duration::MAX,
+        chain: Arc::new([]),
     };
     (bank, proven)
 }

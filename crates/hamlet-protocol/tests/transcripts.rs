@@ -139,6 +139,8 @@ fn tell(name: &str, message: &Outgoing) -> Option<String> {
             ext::control::Kind::Buckets(b) => format!("{} hashes of level {}", b.hashes.len() / 8, b.level),
             ext::control::Kind::Applied(a) => format!("applied, {} changes", a.changes.len()),
             ext::control::Kind::Held(_) => "held, asks for a round".to_owned(),
+            ext::control::Kind::Bundle(b) => format!("bundle {}", b.sequence),
+            ext::control::Kind::BundleAck(a) => format!("bundle ack {}", a.sequence),
             ext::control::Kind::Goodbye(_) => "goodbye".to_owned(),
             ext::control::Kind::Hello(_) => "hello".to_owned(),
         },

@@ -22,6 +22,7 @@ use hamlet_core::{
     NameSuffix, PeerName, PortRange, Protocol, ServiceName, TrustDomain,
 };
 use hamlet_identity::{LocalIdentity, PeerTrust, TrustBundle, TrustTable};
+use hamlet_protocol::bundles::BundleExchange;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::service::encode;
@@ -148,6 +149,7 @@ impl Agent {
             store: spec.store.clone(),
             clock: clock.clone(),
             spawner: spawner.clone(),
+            bundles: BundleExchange::default(),
         };
         let mut links = Vec::new();
         for peer in &spec.peers {

@@ -124,6 +124,20 @@ pub struct AuthorityStatus {
     pub error: Option<String>,
     /// What comes next, soonest first.
     pub planned: Vec<PlannedStatus>,
+    /// While a new root waits: the peers that don't have it in force yet, and why. When there is none,
+    /// it issues before the overlap ends.
+    #[serde(default)]
+    pub missing: Vec<MissingPeer>,
+}
+
+/// A peer for which a new root waits.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MissingPeer {
+    /// The peer.
+    pub peer: String,
+    /// What it said of our bundle, or that it said nothing.
+    pub why: String,
 }
 
 /// One thing that the authority will do.

@@ -26,11 +26,37 @@ pub struct AnchorStatus {
     pub not_after_s: u64,
 }
 
+/// A CA certificate that a peer has announced.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AnnouncedStatus {
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+    /// Time until it is used.
+    pub used_in_ms: u64,
+}
+
+/// What a peer said of our own bundle on the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OursThere {
+    /// The sequence that it was told.
+    pub sequence: u64,
+    /// Whether all of it is in force there.
+    pub in_force: bool,
+    /// Its reason, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The same in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
 /// A peer's bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BundleStatus {
-    /// How what is in force came: `file`, `token`, `endpoint` or `operator`; absent when nothing is in force.
+    /// How what is in force came: `file`, `token`, `endpoint`, `stream` or `operator`; absent when nothing is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The file of the bundle, or of the first one.
@@ -42,6 +68,9 @@ pub struct BundleStatus {
     /// How the endpoint proves itself: `https_web` or `https_spiffe`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// `stream` if what its agent says on streams is followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follow: Option<String>,
     /// The sequence that the next document is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
@@ -51,12 +80,13 @@ pub struct BundleStatus {
     /// Time to the next look at the endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_refresh_ms: Option<u64>,
-    /// Looks at the endpoint that failed, or whose bundle was refused, since the last good one.
+    /// Looks at the endpoint that failed, and bundles that were refused, since the last good one.
     pub failures: u64,
     /// Why the last of them failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Event>,
-    /// Why the last bundle was refused: `stale`, `fork`, `jump`. A fork is an alarm: somebody
+    /// Why the last bundle was refused: `stale`, `fork`, `jump`, and on streams `foreign-domain`,
+    /// `leaf`, `nothing-left`, `unreadable` too. A fork is an alarm: somebody
     /// publishes two bundles as one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -64,6 +94,12 @@ pub struct BundleStatus {
     pub revoked: bool,
     /// The CAs in force, in the bundle's order.
     pub authorities: Vec<AnchorStatus>,
+    /// The CAs that the peer announced, which are not in force yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub announced: Vec<AnnouncedStatus>,
+    /// What the peer said of our bundle; absent while it has said nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ours: Option<OursThere>,
 }
 
 impl BundleStatus {

@@ -16,11 +16,13 @@ pub mod transcript;
 
 pub use age::human_age;
 pub use agent::{
-    AgentStatus, AuthorityStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, PlannedStatus,
-    Problem, ReadyCheck, ReloadProblems, ReloadReport, SourceStatus, StatusReport, StoreStatus, TaskFailure,
-    TaskStatus,
+    AgentStatus, AuthorityStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, MissingPeer,
+    PlannedStatus, Problem, ReadyCheck, ReloadProblems, ReloadReport, SourceStatus, StatusReport,
+    StoreStatus, TaskFailure, TaskStatus,
 };
-pub use bundle::{AnchorStatus, BundleSet, BundleSetError, BundleStatus, OwnBundle};
+pub use bundle::{
+    AnchorStatus, AnnouncedStatus, BundleSet, BundleSetError, BundleStatus, OursThere, OwnBundle,
+};
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{
     BeatStatus, CrlStatus, Direction, Event, Flow, HelloStatus, ImportProgress, PeerState, PeerStatus, Proof,

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Authorities, BASE64, SpiffeBundle};
 use crate::bundle::{BundleError, TrustBundle};
+use crate::trust::fingerprint_of;
 
 /// How far a sequence may run ahead of the one held. A larger jump is a mistake or an attempt to
 /// make every later bundle look old.
@@ -27,6 +28,8 @@ pub const ADDITIONS_WAIT_MIN: Duration = Duration::from_secs(300);
 pub enum Channel {
     /// A file of the operator: the first bundle, or the only one.
     File,
+    /// The exchange of a peering by token: the first bundle.
+    Token,
     /// The peer's bundle endpoint.
     Endpoint,
     /// The peer's agent, on a stream.
@@ -36,12 +39,14 @@ pub enum Channel {
 }
 
 impl Channel {
-    const ALL: [Channel; 4] = [Channel::File, Channel::Endpoint, Channel::Stream, Channel::Operator];
+    const ALL: [Channel; 5] =
+        [Channel::File, Channel::Token, Channel::Endpoint, Channel::Stream, Channel::Operator];
 
     /// The stable word.
     pub fn word(self) -> &'static str {
         match self {
             Channel::File => "file",
+            Channel::Token => "token",
             Channel::Endpoint => "endpoint",
             Channel::Stream => "stream",
             Channel::Operator => "operator",
@@ -167,7 +172,9 @@ impl HeldBundle {
         }
         let change = match channel {
             Channel::Stream => self.take_slowly(&found.authorities, now, wait)?,
-            Channel::File | Channel::Endpoint | Channel::Operator => self.take_now(&found.authorities),
+            Channel::File | Channel::Token | Channel::Endpoint | Channel::Operator => {
+                self.take_now(&found.authorities)
+            }
         };
         if channel == Channel::Operator {
             // A person may even go back; from PEM, which has no sequence, the source's still counts.
@@ -296,6 +303,11 @@ impl HeldBundle {
     /// How often the source wants to be looked at.
     pub fn refresh_hint(&self) -> Option<Duration> {
         self.refresh_hint
+    }
+
+    /// The announced CAs: SHA-256 of each, and when it may be used.
+    pub fn announced(&self) -> impl Iterator<Item = ([u8; 32], Duration)> {
+        self.waiting.iter().map(|(der, due)| (fingerprint_of(der), *due))
     }
 
     /// How many announced CAs wait.

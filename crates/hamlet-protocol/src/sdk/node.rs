@@ -18,6 +18,7 @@ use hamlet_identity::watch::IdentityWatch;
 use hamlet_identity::{TrustError, TrustTable};
 use hamlet_runtime::{Clock, Shutdown, Supervisor, SystemClock};
 
+use crate::bundles::BundleExchange;
 use crate::consumer::ProofVerdict;
 use crate::dial::Dialler;
 use crate::dialect::Dialect;
@@ -147,6 +148,7 @@ impl<R: Resource> Plan<R> {
             store: self.store.clone(),
             clock: clock.clone(),
             spawner: spawner.clone(),
+            bundles: BundleExchange::default(),
         };
         let mut links = BTreeMap::new();
         for peer in &self.peers {

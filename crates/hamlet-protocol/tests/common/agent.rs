@@ -15,6 +15,7 @@ use hamlet_core::offers::{IngressOffer, PublicationInputs};
 use hamlet_core::publication::{PublicationPolicy, PublicationRule};
 use hamlet_core::{CallerForm, DnsLabel, Fqdn, LocalInstance, LocalService, PeerName, Protocol, ServiceName};
 use hamlet_identity::{LocalIdentity, TrustTable};
+use hamlet_protocol::bundles::BundleExchange;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::dialect::{Dialect, Secret};
@@ -180,6 +181,7 @@ impl Agent {
             store: store.clone(),
             clock: clock.clone(),
             spawner: spawner.clone(),
+            bundles: BundleExchange::default(),
         };
         let limits = SharedLimits::default();
         let mut linked = BTreeMap::new();

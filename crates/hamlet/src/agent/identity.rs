@@ -154,6 +154,7 @@ impl Agent {
                     why: planned.why.to_owned(),
                 })
                 .collect(),
+            missing: vec![],
         })
     }
 }

@@ -19,6 +19,7 @@ use hamlet_core::lease::NameLeases;
 use hamlet_core::{LocalService, PeerName, ServiceName};
 use hamlet_gateway::{AddressPool, Gateway};
 use hamlet_identity::{AuthorityKeeper, LocalIdentity, TrustTable};
+use hamlet_protocol::bundles::BundleExchange;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::ImportedCatalogue;
 use hamlet_protocol::limits::{ConnectionLimits, SharedLimits};
@@ -29,7 +30,7 @@ use hamlet_store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::bundles::{OwnBundles, PeerBundles};
+use super::bundles::{OwnBundles, PeerBundles, StreamBundles};
 use super::listeners::Entered;
 use super::peering::{Kept, Peering};
 use super::peers::trust_of;
@@ -73,6 +74,8 @@ pub(crate) struct Agent {
     pub(super) bundles: PeerBundles,
     /// What we publish of ourselves.
     pub(super) own: OwnBundles,
+    /// What is said of both on streams.
+    pub(super) streams: StreamBundles,
     pub(super) agent_identity: Arc<LocalIdentity>,
     pub(super) gateway_identity: Arc<LocalIdentity>,
     /// Renews both, if they are of our own authority.
@@ -162,6 +165,7 @@ impl Agent {
             store: opened.store.clone(),
             clock: clock.clone(),
             spawner: spawner.clone(),
+            bundles: BundleExchange::default(),
         };
         let mut metrics = MetricsText::new(BUILD.version, BUILD.commit);
         entered.gateway.metrics().register(metrics.registry_mut());
@@ -182,6 +186,7 @@ impl Agent {
             distrusted: Mutex::new(distrusted),
             bundles,
             own: OwnBundles::default(),
+            streams: StreamBundles::default(),
             agent_identity: entered.own.agent,
             gateway_identity: entered.own.gateway,
             keeper: entered.own.keeper,

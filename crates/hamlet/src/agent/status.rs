@@ -233,7 +233,7 @@ impl StateSource for Agent {
             tasks: TaskStatus { running: (tasks.len() - failed.len()) as u64, failed },
             listeners: self.listeners(),
             identities: self.identities(),
-            authority: self.authority(),
+            authority: self.authority().map(|authority| self.with_missing(authority)),
             ca_problem: self.ca_problem.clone(),
             sources: vec![self.file_source()],
         }
@@ -260,6 +260,9 @@ impl StateSource for Agent {
             let in_force = self.trust.peer(&l.peer).map(|t| t.bundle.clone());
             peer.bundle = configured
                 .map(|p| self.bundles.status(p, ledger.peers.get(&l.peer), in_force.as_deref(), now, wall));
+            if let Some(bundle) = &mut peer.bundle {
+                bundle.ours = self.ours_at(&l.peer);
+            }
             peer.trust_domain.clone_from(&domain);
             peer.crl = self.trust.peer(&l.peer).and_then(|t| t.revoked.clone()).map(|r| crl_status(&r, wall));
             peer.auth_failures = named

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use hamlet_admin::ClientError;
-use hamlet_admin::api::{AnchorStatus, BundleStatus, PeerStatus, human_age};
+use hamlet_admin::api::{AnchorStatus, BundleStatus, OursThere, PeerStatus, human_age};
 use hamlet_core::TrustDomain;
 use hamlet_core::rejection::one_line;
 use hamlet_identity::{BUNDLE_BYTES_MAX, Channel, SpiffeBundle, TrustBundle};
@@ -210,6 +210,7 @@ fn of_files(peer: &config::PeerConfig, made: bool) -> Row {
         source: found.as_ref().map(|_| if made { TOKEN } else { Channel::File.word() }.to_owned()),
         file: peer.bundle.as_ref().filter(|_| !made).map(|p| p.display().to_string()),
         url: peer.endpoint.as_ref().map(|e| e.url.to_string()),
+        follow: peer.follow.map(|_| Channel::Stream.word().to_owned()),
         sequence: found.as_ref().and_then(|f| f.sequence),
         authorities: authorities.collect(),
         ..BundleStatus::default()
@@ -243,10 +244,31 @@ fn write_row(row: &Row, out: &mut Out) -> anyhow::Result<()> {
         let (print, subject) = (one_line(&ca.fingerprint, 64), one_line(&ca.subject, 256));
         writeln!(out, "  {print}  until {}  {subject}", day(ca.not_after_s))?;
     }
+    for ca in &bundle.announced {
+        writeln!(
+            out,
+            "  {}  announced, used in {}",
+            one_line(&ca.fingerprint, 64),
+            human_age(ca.used_in_ms)
+        )?;
+    }
+    if let Some(ours) = &bundle.ours {
+        writeln!(out, "  ours there: {}", ours_there(ours))?;
+    }
     if let Some(problem) = &row.problem {
         writeln!(out, "  problem: {}", one_line(problem, 2048))?;
     }
     Ok(())
+}
+
+/// What the peer said of our bundle.
+pub(super) fn ours_there(ours: &OursThere) -> String {
+    let said = match (&ours.reason, &ours.message) {
+        _ if ours.in_force => "in force".to_owned(),
+        (reason, Some(message)) => format!("{}: {message}", reason.as_deref().unwrap_or("not in force")),
+        (reason, None) => reason.clone().unwrap_or_else(|| "not in force".to_owned()),
+    };
+    one_line(&format!("sequence {}, {said}", ours.sequence), 1024)
 }
 
 /// The date of a time since the epoch, UTC.

@@ -9,7 +9,7 @@ use hamlet_admin::api::{
 };
 use hamlet_core::rejection::one_line;
 
-use super::bundle::day;
+use super::bundle::{day, ours_there};
 use super::connect::ConnectArgs;
 use super::exit::{Exit, Failure};
 use super::get::KindArg;
@@ -161,6 +161,7 @@ fn trust(page: &mut Page, bundle: &BundleStatus) {
     page.option("File", bundle.file.as_ref());
     let profile = bundle.profile.as_deref().unwrap_or_default();
     page.option("Endpoint", bundle.url.as_ref().map(|url| format!("{url} ({profile})")));
+    page.option("Follows", bundle.follow.as_ref().map(|_| "what its agent says on the stream"));
     page.option("Sequence", bundle.sequence.map(|n| n.to_string()));
     page.option("Last good answer", ago(bundle.age_ms));
     page.option("Next look", bundle.next_refresh_ms.map(|ms| format!("in {}", human_age(ms))));
@@ -176,6 +177,12 @@ fn trust(page: &mut Page, bundle: &BundleStatus) {
             .iter()
             .map(|a| format!("{} {} until {}", a.fingerprint, a.subject, day(a.not_after_s))),
     );
+    let announced = bundle.announced.iter();
+    page.list(
+        "Announced",
+        announced.map(|a| format!("{} used in {}", a.fingerprint, human_age(a.used_in_ms))),
+    );
+    page.option("Ours there", bundle.ours.as_ref().map(ours_there));
 }
 
 /// What the peer said of its limits, as far as it said something.

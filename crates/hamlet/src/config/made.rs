@@ -42,7 +42,7 @@ pub fn document(peer: &MadePeer) -> String {
         let _ = writeln!(text, "  address: \"{address}\"");
     }
     let _ = writeln!(text, "  trustDomain: \"{}\"", mesh.trust_domain);
-    let _ = writeln!(text, "  trust:\n    bundle: \"{}.{BUNDLE}\"", peer.name);
+    let _ = writeln!(text, "  trust:\n    bundle: \"{}.{BUNDLE}\"\n    follow: stream", peer.name);
     let _ = writeln!(text, "  agentIds: [{}]", ids(&mesh.agent_ids));
     let _ = writeln!(text, "  gatewayIds: [{}]", ids(&mesh.gateway_ids));
     let _ = writeln!(text, "  extensions: required");

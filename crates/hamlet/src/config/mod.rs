@@ -28,10 +28,10 @@ use std::path::Path;
 
 pub use endpoint::{EndpointUrl, URL_BYTES_MAX};
 pub use model::{
-    AuthorityConfig, Config, CrlFile, DnsConfig, EgressConfig, EndpointProof, Extensions, FollowedEndpoint,
-    HoldTime, IdentityConfig, IdentityFiles, ImportConfig, Limits, Listeners, LogConfig, LogFormat, LogLevel,
-    MeshConfig, PairFiles, PeerAddress, PeerConfig, Profile, Resync, Secret, SecretError, SecretFile,
-    ServedEndpoint, Version, ZoneConfig,
+    AuthorityConfig, Config, CrlFile, DnsConfig, EgressConfig, EndpointProof, Extensions, Follow,
+    FollowedEndpoint, HoldTime, IdentityConfig, IdentityFiles, ImportConfig, Limits, Listeners, LogConfig,
+    LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Profile, Resync, Secret,
+    SecretError, SecretFile, ServedEndpoint, Version, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;

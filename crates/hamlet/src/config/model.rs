@@ -69,6 +69,8 @@ pub struct MeshConfig {
     pub advertise: Vec<Endpoint>,
     /// Where our own bundle is published.
     pub bundle_endpoint: Option<ServedEndpoint>,
+    /// How long a CA that was announced on a stream waits before it is used.
+    pub bundle_wait: Duration,
     /// The store's folder.
     pub data: PathBuf,
     /// The admin API's unix socket.
@@ -305,10 +307,12 @@ pub struct PeerConfig {
     pub address: Option<PeerAddress>,
     /// Its trust domain; no other peer has the same, nor have we.
     pub trust_domain: TrustDomain,
-    /// Its CA certificates, or the first ones if `endpoint` is followed; one of the two is there.
+    /// Its CA certificates, or the first ones if something is followed; without an endpoint it is there.
     pub bundle: Option<PathBuf>,
     /// Where its bundle is followed.
     pub endpoint: Option<FollowedEndpoint>,
+    /// What else is followed; not with an endpoint, nor for a peer without ids.
+    pub follow: Option<Follow>,
     /// Its agents' exact ids, in its trust domain; empty only if there is an identity.
     pub agent_ids: Vec<SpiffeId>,
     /// Its gateways' exact ids, in its trust domain; empty only if there is an identity.
@@ -340,6 +344,20 @@ pub struct PeerConfig {
     pub extensions: Extensions,
     /// Keep it, but don't talk to it.
     pub paused: bool,
+}
+
+impl PeerConfig {
+    /// Whether its bundle changes without a change of its files.
+    pub fn follows(&self) -> bool {
+        self.endpoint.is_some() || self.follow.is_some()
+    }
+}
+
+/// What brings the bundles that follow the first one, if it is no endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// The peer's agent, on streams.
+    Stream,
 }
 
 /// How a bundle endpoint proves itself (SPIFFE Federation, section 5.2).

@@ -17,7 +17,9 @@ use hamlet_core::{
 use hamlet_identity::Lenience;
 
 use super::endpoint::EndpointUrl;
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version};
+use super::model::{
+    Extensions, Follow, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version,
+};
 use super::problem::Mark;
 use super::scalar::{
     Advertised, Backend, Bytes, CertFingerprint, Listen, MessageBytes, Pool, Positive, Scalar, Ttl,
@@ -281,6 +283,7 @@ pub(super) struct Mesh {
     pub(super) trust_domain: Option<At<TrustDomain>>,
     pub(super) identity: RawIdentity,
     pub(super) bundle_endpoint: Option<RawServed>,
+    pub(super) bundle_wait: Option<Positive>,
     /// In the order agent, ingress, egressHttp, dns, admin.
     pub(super) listen: [Option<At<Listen>>; 5],
     pub(super) advertise: Vec<(At<Advertised>, Vec<String>)>,
@@ -339,6 +342,7 @@ impl Mesh {
                     mark,
                 }
             }),
+            bundle_wait: spec.value("bundleWait"),
             listen: ["agent", "ingress", "egressHttp", "dns", "admin"].map(|key| listen.get(key)),
             advertise: advertised(&spec.inner("advertise")),
             advertise_written: spec.inner("advertise").written("ingress").is_some(),
@@ -432,6 +436,7 @@ pub(super) struct Peer {
     /// Where `trust` stands, if it is a mapping that names neither a bundle nor an endpoint.
     pub(super) proves_nothing: Option<Mark>,
     pub(super) endpoint: Option<RawEndpoint>,
+    pub(super) follow: Option<At<Follow>>,
     pub(super) agent_ids: Vec<At<SpiffeId>>,
     pub(super) gateway_ids: Vec<At<SpiffeId>>,
     /// Where `agentIds` and `gatewayIds` stand, if they do, right or wrong.
@@ -480,6 +485,7 @@ impl Peer {
                 .filter(|n| n.get("bundle").is_none() && n.get("endpoint").is_none())
                 .and(spec.written("trust")),
             endpoint: trust.written("endpoint").map(|_| RawEndpoint::read(&trust.inner("endpoint"))),
+            follow: trust.get("follow"),
             agent_ids: spec.list("agentIds"),
             gateway_ids: spec.list("gatewayIds"),
             ids_written: ["agentIds", "gatewayIds"].map(|key| spec.written(key)),

@@ -17,7 +17,9 @@ use hamlet_core::{
 use hamlet_identity::{Fingerprint, Lenience};
 
 use super::endpoint::EndpointUrl;
-use super::model::{Extensions, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version};
+use super::model::{
+    Extensions, Follow, HoldTime, LogFormat, LogLevel, PeerAddress, Profile, Resync, Version,
+};
 
 /// A kind of text: what it is called, what is right, and how to put it right.
 #[derive(Debug)]
@@ -394,6 +396,12 @@ impl Scalar for CertFingerprint {
 impl Scalar for Extensions {
     fn read(text: &str) -> Result<Self, String> {
         one_of(text, &[("auto", Extensions::Auto), ("required", Extensions::Required)])
+    }
+}
+
+impl Scalar for Follow {
+    fn read(text: &str) -> Result<Self, String> {
+        one_of(text, &[("stream", Follow::Stream)])
     }
 }
 

@@ -65,6 +65,9 @@ fn controls() -> Vec<ext::Control> {
     let change = ext::applied::Change { key: "x".to_owned(), version: 7, level: 4, ..Default::default() };
     let applied = ext::Applied { changes: vec![change; 20] };
     let goodbye = ext::Goodbye { reason: 2, retry_after_ms: 1000 };
+    let (trust_domain, jwks) = ("acme.example".to_owned(), vec![b'{'; 2_000].into());
+    let bundle = ext::Bundle { trust_domain, sequence: 7, jwks, previous_sha256: vec![9; 32].into() };
+    let bundle_ack = ext::BundleAck { sequence: 7, ..Default::default() };
     [
         Kind::Hello(hello),
         Kind::Held(held),
@@ -75,6 +78,8 @@ fn controls() -> Vec<ext::Control> {
         Kind::Beat(beat),
         Kind::Applied(applied),
         Kind::Goodbye(goodbye),
+        Kind::Bundle(bundle),
+        Kind::BundleAck(bundle_ack),
     ]
     .map(|kind| {
         listed(&kind);
@@ -85,10 +90,12 @@ fn controls() -> Vec<ext::Control> {
 
 /// Doesn't compile when a control is added: it belongs into the list above.
 fn listed(kind: &ext::control::Kind) {
-    use ext::control::Kind::{Applied, Beat, Begin, Bookmark, Buckets, Goodbye, Held, Hello, Proof};
+    use ext::control::Kind::{
+        Applied, Beat, Begin, Bookmark, Buckets, Bundle, BundleAck, Goodbye, Held, Hello, Proof,
+    };
     match kind {
         Hello(_) | Held(_) | Buckets(_) | Begin(_) | Bookmark(_) | Proof(_) | Beat(_) | Applied(_)
-        | Goodbye(_) => (),
+        | Goodbye(_) | Bundle(_) | BundleAck(_) => (),
     }
 }
 

@@ -21,6 +21,7 @@ mod ordinary_user;
 mod peering;
 mod probe;
 mod refusals;
+mod streams;
 mod texts;
 mod tokens;
 mod versions;

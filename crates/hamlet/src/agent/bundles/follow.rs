@@ -56,7 +56,7 @@ impl Agent {
             }
             let mut followed = self.bundles.followed.lock();
             followed.retain(|name, entry| {
-                let stays = config.peers.get(name).is_some_and(|p| p.endpoint.is_some());
+                let stays = config.peers.get(name).is_some_and(PeerConfig::follows);
                 if let Some(held) = entry.held.as_ref().filter(|_| !stays) {
                     gone.push(format!("peer-bundle/{}", held.domain()));
                 }
@@ -80,6 +80,8 @@ impl Agent {
             }
         });
         self.follow_bundles(&self.config()).await;
+        let (agent, shutdown) = (self.clone(), self.spawner.shutdown());
+        self.spawner.spawn("bundles/streams", async move { agent.keep_stream_bundles(shutdown).await });
     }
 
     async fn follow(self: Arc<Agent>, name: PeerName, endpoint: FollowedEndpoint, shutdown: Shutdown) {

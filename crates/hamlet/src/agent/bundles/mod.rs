@@ -8,16 +8,17 @@ mod fetch;
 mod follow;
 mod own;
 mod serve;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hamlet_admin::api::{AnchorStatus, BundleSet, BundleSetError, BundleStatus, Event};
+use hamlet_admin::api::{AnchorStatus, AnnouncedStatus, BundleSet, BundleSetError, BundleStatus, Event};
 use hamlet_core::PeerName;
 use hamlet_core::rejection::one_line;
 use hamlet_identity::{
-    ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BundleChange, BundleError, Channel, ForeignIdentity,
-    HeldBundle, SpiffeBundle, TrustBundle,
+    Authorities, BUNDLE_BYTES_MAX, BundleChange, BundleError, Channel, ForeignIdentity, HeldBundle,
+    SpiffeBundle, TrustBundle,
 };
 use hamlet_peering::MadePeer;
 use hamlet_runtime::Shutdown;
@@ -35,6 +36,7 @@ pub(super) use own::OwnBundles;
 pub(crate) use own::own_authorities;
 pub(super) use own::{own_file, read_authorities};
 pub(super) use serve::BundleServer;
+pub(super) use stream::StreamBundles;
 
 /// Where the bundle of a peer made by token is from.
 pub(crate) const TOKEN: &str = "token";
@@ -101,6 +103,29 @@ pub(crate) fn peer_file(peer: &PeerConfig) -> Option<Result<SpiffeBundle, String
     Some(bundle_file(peer, path).map(|(bundle, _)| bundle))
 }
 
+/// A peer's first bundle, what tells it from another first one, and how it came; `None` if the endpoint
+/// is to bring it. Of a peer made by token the file in the data folder only repeats it.
+fn first_bundle(
+    peer: &PeerConfig,
+    made: Option<&MadePeer>,
+) -> Option<Result<(SpiffeBundle, [u8; 32], Channel), String>> {
+    let Some(made) = made else {
+        let path = peer.bundle.as_ref()?;
+        return Some(bundle_file(peer, path).map(|(bundle, print)| (bundle, print, Channel::File)));
+    };
+    let hint = "remove the peer, and peer anew";
+    let read = made.document.bundle().map_err(|e| format!("what came with its token: {e}; {hint}"));
+    Some(read.map(|bundle| {
+        let found = SpiffeBundle { sequence: Some(made.document.sequence), ..SpiffeBundle::of(bundle) };
+        // The words are others in each exchange: to peer anew is to begin anew.
+        let mut print = Sha256::new();
+        print.update(made.words.as_bytes());
+        print.update(found.authorities.fingerprint());
+        print.update(made.document.sequence.to_be_bytes());
+        (found, print.finalize().into(), Channel::Token)
+    }))
+}
+
 /// Certificates, or why there are none.
 fn certificates(authorities: &Authorities) -> Result<TrustBundle, String> {
     match authorities {
@@ -113,46 +138,39 @@ fn certificates(authorities: &Authorities) -> Result<TrustBundle, String> {
 }
 
 impl PeerBundles {
-    /// What proves the peer now: what it said of itself if a token made it, else what its files and
-    /// its endpoint say. Looks at the files anew.
+    /// What proves the peer now: what came with its token or is in its file, and what followed it.
+    /// Looks at the files anew.
     pub(super) fn of(&self, peer: &PeerConfig, made: Option<&MadePeer>) -> Result<TrustBundle, String> {
-        if let Some(made) = made {
-            // The file in the data folder only repeats it.
-            let hint = "remove the peer, and peer anew";
-            return made.document.bundle().map_err(|e| format!("what came with its token: {e}; {hint}"));
+        let first = first_bundle(peer, made);
+        if !peer.follows() {
+            let (bundle, ..) = first.ok_or("there is neither a bundle nor an endpoint")??;
+            return certificates(&bundle.authorities);
         }
-        let Some(endpoint) = &peer.endpoint else {
-            let path = peer.bundle.as_ref().ok_or("there is neither a bundle nor an endpoint")?;
-            return certificates(&bundle_file(peer, path)?.0.authorities);
-        };
+        let source = peer.endpoint.as_ref().map(|e| e.url.to_string()).unwrap_or_default();
         let mut followed = self.followed.lock();
         let entry = followed.entry(peer.name.clone()).or_default();
-        if let Some(path) = &peer.bundle {
-            match bundle_file(peer, path) {
-                Ok((_, print)) if entry.first == Some(print) && entry.held.is_some() => {}
-                Ok((bundle, print)) => {
-                    let held = Some(HeldBundle::first(bundle, Channel::File));
-                    *entry = Followed {
-                        held,
-                        first: Some(print),
-                        url: endpoint.url.to_string(),
-                        ..Followed::default()
-                    };
-                }
-                Err(why) if entry.held.is_none() => return Err(why),
-                Err(why) => {
-                    tracing::warn!(peer = %peer.name, %why, "the first bundle can't be read; the held one stays")
-                }
+        match first {
+            None => {}
+            Some(Ok((_, print, _))) if entry.first == Some(print) && entry.held.is_some() => {}
+            Some(Ok((bundle, print, channel))) => {
+                let held = Some(HeldBundle::first(bundle, channel));
+                *entry = Followed { held, first: Some(print), url: source.clone(), ..Followed::default() };
+            }
+            Some(Err(why)) if entry.held.is_none() => return Err(why),
+            Some(Err(why)) => {
+                tracing::warn!(peer = %peer.name, %why, "the first bundle can't be read; the held one stays")
             }
         }
-        let url = endpoint.url.to_string();
-        if entry.url != url {
-            entry.held.as_mut().map(HeldBundle::forget_sequence);
-            entry.url = url;
+        if entry.url != source {
+            // Another endpoint counts by itself; between an endpoint and the stream the count goes on.
+            if !entry.url.is_empty() && !source.is_empty() {
+                entry.held.as_mut().map(HeldBundle::forget_sequence);
+            }
+            entry.url = source;
         }
         match &entry.held {
             Some(held) if held.domain() == &peer.trust_domain => certificates(held.in_force()),
-            _ => Err(format!("no bundle has come from {} yet", endpoint.url)),
+            _ => Err(format!("no bundle has come from {} yet", entry.url)),
         }
     }
 
@@ -160,9 +178,9 @@ impl PeerBundles {
     /// since then, [`Self::of`] begins anew with it.
     pub(super) fn load(&self, store: &Store, config: &Config, now: Duration) {
         let mut followed = self.followed.lock();
-        for peer in config.peers.values().filter(|p| p.endpoint.is_some()) {
+        for peer in config.peers.values().filter(|p| p.follows()) {
             let kept = match store.get_document(&document(peer)) {
-                Ok(Some(bytes)) => Kept::read(&bytes, now),
+                Ok(Some(bytes)) => Kept::read(&bytes, now, config.mesh.bundle_wait),
                 Ok(None) => continue,
                 Err(error) => Err(error.to_string()),
             };
@@ -205,18 +223,26 @@ impl PeerBundles {
                 .collect(),
             ..BundleStatus::default()
         };
-        let Some(endpoint) = &peer.endpoint else { return status };
+        if !peer.follows() {
+            return status;
+        }
         let followed = self.followed.lock();
         let entry = followed.get(&peer.name);
         let held = entry.and_then(|f| f.held.as_ref());
-        let profile = match &endpoint.proof {
+        let profile = peer.endpoint.as_ref().map(|endpoint| match &endpoint.proof {
             EndpointProof::Web(_) => "https_web",
             EndpointProof::Spiffe(_) => "https_spiffe",
+        });
+        let announced = |(print, due): ([u8; 32], Duration)| AnnouncedStatus {
+            fingerprint: hex(&print),
+            used_in_ms: ms(due.saturating_sub(now)),
         };
         BundleStatus {
-            source: held.map(|h| h.channel().word().to_owned()),
-            url: Some(endpoint.url.to_string()),
-            profile: Some(profile.to_owned()),
+            source: held.filter(|_| in_force.is_some()).map(|h| h.channel().word().to_owned()),
+            url: peer.endpoint.as_ref().map(|e| e.url.to_string()),
+            profile: profile.map(str::to_owned),
+            follow: peer.follow.map(|_| Channel::Stream.word().to_owned()),
+            announced: held.map(|h| h.announced().map(announced).collect()).unwrap_or_default(),
             sequence: held.and_then(HeldBundle::sequence),
             age_ms: entry.and_then(|f| f.good_at).map(|at| ms(wall.saturating_sub(at))),
             next_refresh_ms: entry.and_then(|f| f.next_at).map(|at| ms(at.saturating_sub(now))),
@@ -258,7 +284,7 @@ impl Followed {
 }
 
 impl Kept {
-    fn read(bytes: &[u8], now: Duration) -> Result<Kept, String> {
+    fn read(bytes: &[u8], now: Duration, wait: Duration) -> Result<Kept, String> {
         let mut parts = bytes.splitn(4, |b| *b == b'\n');
         let mut line = || parts.next().and_then(|l| std::str::from_utf8(l).ok()).ok_or("it has another form");
         let (good_at, first, url, held) = (line()?, line()?, line()?, line()?);
@@ -270,8 +296,7 @@ impl Kept {
             NONE => None,
             text => Some(unhex(text).ok_or("its fingerprint is none")?),
         };
-        let held =
-            HeldBundle::from_bytes(held.as_bytes(), now, ADDITIONS_WAIT_MIN).map_err(|e| e.to_string())?;
+        let held = HeldBundle::from_bytes(held.as_bytes(), now, wait).map_err(|e| e.to_string())?;
         Ok(Kept { held, first, url: url.to_owned(), good_at })
     }
 }
@@ -287,6 +312,16 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     pairs.map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
 
+/// For the log: who changed what by which way. Fingerprints, so that people can compare them.
+fn note_change(peer: &PeerConfig, channel: Channel, change: &BundleChange) {
+    if change.is_empty() {
+        return;
+    }
+    let list = |prints: &[[u8; 32]]| prints.iter().map(|p| hex(p)).collect::<Vec<_>>().join(",");
+    let (added, removed, announced) = (list(&change.added), list(&change.removed), list(&change.waiting));
+    tracing::warn!(peer = %peer.name, %channel, added, removed, announced, "the peer's CAs changed");
+}
+
 impl Agent {
     /// Offers a document to what is held of a peer, keeps the outcome, and puts it in force.
     pub(super) async fn take_bundle(
@@ -296,10 +331,11 @@ impl Agent {
         channel: Channel,
     ) -> Result<BundleChange, hamlet_identity::BundleRefusal> {
         let (now, wall) = (self.clock.now(), self.clock.wall());
+        let wait = self.additions_wait(found.refresh_hint);
         let taken = self.bundles.with(&peer.name, |entry| {
             let first = entry.held.is_none();
             let change = match &mut entry.held {
-                Some(held) => held.offer(&found, channel, now, ADDITIONS_WAIT_MIN)?,
+                Some(held) => held.offer(&found, channel, now, wait)?,
                 None => {
                     let added = found.authorities.bundle().map(TrustBundle::fingerprints).unwrap_or_default();
                     entry.held = Some(HeldBundle::first(found, channel));
@@ -310,26 +346,31 @@ impl Agent {
                 entry.good_at = Some(wall);
             }
             entry.refused = None;
+            if channel == Channel::Stream {
+                entry.last_error = None;
+                entry.failures = 0;
+            }
             Ok((change, first, entry.to_bytes()))
         });
         let (change, first, bytes) = taken?;
-        if let Some(bytes) = bytes
-            && let Err(error) = self.store.put_document(&document(peer), bytes).await
-        {
-            // It acts all the same: not to take away a CA for want of disk would be worse.
-            tracing::error!(peer = %peer.name, %error, "the bundle could not be kept; a restart begins with an older one");
-        }
-        if !change.is_empty() {
-            let list = |prints: &[[u8; 32]]| prints.iter().map(|p| hex(p)).collect::<Vec<_>>().join(",");
-            let (added, removed) = (list(&change.added), list(&change.removed));
-            tracing::warn!(peer = %peer.name, %channel, added, removed, "the peer's CAs changed");
-        }
+        self.keep_bundle(peer, bytes).await;
+        note_change(peer, channel, &change);
         if first || !change.is_empty() {
             self.believe();
             // Whether the peer is dialled may depend on it.
             self.bundles.changed.send_modify(|v| *v += 1);
         }
         Ok(change)
+    }
+
+    /// Makes it durable what is held of a peer. It acts all the same if that fails: not to take away a
+    /// CA for want of disk would be worse.
+    async fn keep_bundle(&self, peer: &PeerConfig, bytes: Option<Vec<u8>>) {
+        if let Some(bytes) = bytes
+            && let Err(error) = self.store.put_document(&document(peer), bytes).await
+        {
+            tracing::error!(peer = %peer.name, %error, "the bundle could not be kept; a restart begins with an older one");
+        }
     }
 
     /// An operator's bundle for a peer whose bundle isn't from a file alone.
@@ -342,14 +383,7 @@ impl Agent {
         let known = PeerName::parse(name).ok().and_then(|name| config.peers.get(&name).cloned());
         let Some(peer) = known else { return Err(BundleSetError::NoPeer) };
         let refused = |why: String| BundleSetError::Refused(why);
-        if self.peering.ledger().peers.contains_key(&peer.name) {
-            let why = format!(
-                "the bundle of {0} came with its token: `hamlet peer remove {0}`, and peer anew",
-                peer.name
-            );
-            return Err(refused(why));
-        }
-        if peer.endpoint.is_none() {
+        if !peer.follows() {
             let file = peer.bundle.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
             let why = format!("the bundle of {} comes from its file: change {file}", peer.name);
             return Err(refused(why));
@@ -385,13 +419,17 @@ mod tests {
             ..Followed::default()
         };
         let bytes = followed.to_bytes().unwrap();
-        let kept = Kept::read(&bytes, Duration::ZERO).unwrap();
+        let kept = Kept::read(&bytes, Duration::ZERO, Duration::ZERO).unwrap();
         assert_eq!(
             (Some(kept.held), kept.first, kept.url, kept.good_at),
             (followed.held, followed.first, followed.url, followed.good_at)
         );
         for bad in [&bytes[1..], &bytes[..40], b"", b"-\n-\nurl", b"-\nzz\nurl\n{}", b"\xff\n-\nurl\n{}"] {
-            assert!(Kept::read(bad, Duration::ZERO).is_err(), "{}", String::from_utf8_lossy(bad));
+            assert!(
+                Kept::read(bad, Duration::ZERO, Duration::ZERO).is_err(),
+                "{}",
+                String::from_utf8_lossy(bad)
+            );
         }
     }
 }

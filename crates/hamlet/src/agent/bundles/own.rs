@@ -96,6 +96,7 @@ impl Agent {
         found.sequence = Some(sequence);
         found.refresh_hint = config.mesh.bundle_endpoint.as_ref().map(|e| e.refresh_hint);
         *self.own.current.lock() = Ok(found);
+        self.say_own_bundle();
     }
 
     /// The sequence that exactly these CAs are published with.
@@ -105,6 +106,11 @@ impl Agent {
         let current = self.own.current.lock();
         let published = current.as_ref().ok()?;
         published.sequence.filter(|_| published.authorities.fingerprint() == these.fingerprint())
+    }
+
+    /// Our bundle, or why there is none.
+    pub(super) fn own_bundle(&self) -> Result<SpiffeBundle, String> {
+        self.own.current.lock().clone()
     }
 
     /// Our bundle as a JWK set, or why there is none.

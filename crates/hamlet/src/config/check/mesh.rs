@@ -63,6 +63,7 @@ impl Check<'_> {
                 None => None,
                 Some(served) => Some(served?),
             },
+            bundle_wait: raw.bundle_wait?.0,
             data,
             socket,
             egress: EgressConfig {

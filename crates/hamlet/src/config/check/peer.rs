@@ -49,6 +49,7 @@ impl Check<'_> {
             self.peer_identity(raw);
             self.peer_version(raw);
             self.peer_endpoint(raw, &domains);
+            self.peer_follow(raw);
             if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
                 && name.value.eq_ignore_ascii_case(mesh.name.as_str())
             {
@@ -157,6 +158,21 @@ impl Check<'_> {
         }
     }
 
+    /// Only one thing is followed, it has something to follow, and an id proves who says it.
+    fn peer_follow(&mut self, raw: &Peer) {
+        let Some(at) = &raw.follow else { return };
+        if raw.endpoint.is_some() {
+            let message = "the bundle is followed twice: `follow` and `endpoint`".to_owned();
+            self.error(at, message, "remove one of the two");
+        } else if raw.identity.is_some() {
+            let message = "a peer without SPIFFE ids has no bundle to follow on a stream".to_owned();
+            self.error(at, message, "remove it; the peer's CAs change when you change `bundle`");
+        } else if raw.version == Some(Version::V1alpha1) {
+            let message = "v1alpha1 carries no bundles".to_owned();
+            self.error(at, message, "remove it, or write `version: auto`");
+        }
+    }
+
     fn endpoint_id(&mut self, raw: &Peer, endpoint: &RawEndpoint, domains: &BTreeSet<&TrustDomain>) {
         let Some(at) = &endpoint.id else {
             if let Some(profile) = &endpoint.profile {
@@ -225,6 +241,7 @@ impl Check<'_> {
                 None => None,
                 Some(endpoint) => Some(self.followed(endpoint)?),
             },
+            follow: raw.follow.as_ref().map(|at| at.value),
             agent_ids: ids(&raw.agent_ids, raw.identity.is_some())?,
             gateway_ids: ids(&raw.gateway_ids, raw.identity.is_some())?,
             identity: foreign_identity(raw)?,

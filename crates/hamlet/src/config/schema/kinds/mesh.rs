@@ -449,6 +449,14 @@ pub static MESH: Kind = Kind {
                 "{listen: \"0.0.0.0:8443\"}",
             ),
             field(
+                "bundleWait",
+                Text(&POSITIVE),
+                Default("5m"),
+                "How long a CA that a peer's agent announces on a stream waits before it is used, or the bundle's \
+                 `spiffe_refresh_hint` if that is longer. CAs that a peer takes away are out at once.",
+                "5m",
+            ),
+            field(
                 "data",
                 Text(&PATH),
                 Default("data"),

@@ -71,6 +71,17 @@ static TRUST: Object = Object {
              `https_spiffe` in the peer's own trust domain `bundle` is needed as well.",
             "{url: \"https://bundle.globex.example:8443/\", profile: https_web}",
         ),
+        field(
+            "follow",
+            Choice(&[(
+                "stream",
+                "what the peer's agent says of its own trust domain, over a stream that the old and the new bundle prove",
+            )]),
+            Optional,
+            "Where what follows the first bundle comes from: the peer's agent. It needs `bundle` and `agentIds`, and \
+             not `endpoint`. CAs that it takes away are out at once, new ones are used after `bundleWait` of the Mesh.",
+            "stream",
+        ),
     ],
 };
 
