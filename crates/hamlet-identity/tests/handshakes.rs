@@ -284,6 +284,7 @@ async fn a_ticket_counts_for_the_first_quarter_of_what_was_left_to_the_certifica
             role: Role::Gateway,
             fingerprint: [0; 32],
             not_after,
+            chain: [].into(),
         };
         clients.proven(&peer("acme"), &sans, &proven);
         kind

@@ -116,6 +116,7 @@ spec:
     admin: off
   advertise: {{ingress: [\"127.0.0.1:{ingress}\"]}}
   egress: {{pool: 127.{pool}.0.0/16}}
+  bundleWait: 1s
 "
         )
     }
