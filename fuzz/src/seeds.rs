@@ -82,8 +82,19 @@ fn controls() -> Vec<ext::Control> {
         }),
         Kind::Proof(ext::Proof { seq: 1, verdict: 1, ..ext::Proof::default() }),
         Kind::Goodbye(ext::Goodbye { reason: 1, retry_after_ms: 5_000 }),
+        Kind::Bundle(bundle()),
+        Kind::BundleAck(ext::BundleAck {
+            trust_domain: "bank.example".into(),
+            sequence: 7,
+            error: Some(rpc::ErrorInfo { reason: "BUNDLE_STALE".into(), ..rpc::ErrorInfo::default() }),
+        }),
     ];
     kinds.map(|kind| ext::Control { kind: Some(kind) }).into()
+}
+
+fn bundle() -> ext::Bundle {
+    let (trust_domain, jwks) = ("bank.example".to_owned(), Bytes::from_static(br#"{"keys":[]}"#));
+    ext::Bundle { trust_domain, sequence: 7, jwks, previous_sha256: Bytes::new() }
 }
 
 fn messages() -> Vec<Vec<u8>> {

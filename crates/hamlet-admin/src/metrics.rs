@@ -170,10 +170,14 @@ metrics! {
         peer_floods: By<PeerLabel>,
         /// Time since a peer's bundle endpoint last gave a good answer, in seconds; absent without one.
         peer_bundle_age_seconds: By<PeerLabel>,
-        /// Looks at a peer's bundle endpoint that failed, or whose bundle was refused, since the last good one.
+        /// Looks at a peer's bundle endpoint that failed, and bundles of it that were refused, since the last good one.
         peer_bundle_failures: By<PeerLabel>,
         /// 1 while a peer's last bundle has the sequence of the one held and other content: an alarm.
         peer_bundle_fork: By<PeerLabel>,
+        /// CAs that a peer has announced on the stream and that are not in force yet.
+        peer_bundle_announced: By<PeerLabel>,
+        /// 1 if our bundle is in force at a peer as the peer says, 0 if it says otherwise; absent while it says nothing.
+        peer_bundle_ours: By<PeerLabel>,
         /// The sequence of a peer's bundle; absent without one.
         peer_bundle_sequence: By<PeerLabel>,
         /// When the first CA of a peer's bundle expires, in seconds since the Unix epoch; absent without one.
@@ -365,10 +369,16 @@ impl StateMetrics {
     fn fill_bundle(&self, peer: &PeerStatus) {
         let Some(bundle) = &peer.bundle else { return };
         let label = PeerLabel { peer: peer.name.clone() };
-        if bundle.url.is_some() {
+        if bundle.url.is_some() || bundle.follow.is_some() {
             let fork = bundle.refused.as_deref() == Some("fork");
             self.peer_bundle_fork.get_or_create(&label).set(flag(fork));
             self.peer_bundle_failures.get_or_create(&label).set(number(bundle.failures));
+        }
+        if bundle.follow.is_some() {
+            self.peer_bundle_announced.get_or_create(&label).set(bundle.announced.len() as f64);
+        }
+        if let Some(ours) = &bundle.ours {
+            self.peer_bundle_ours.get_or_create(&label).set(flag(ours.in_force));
         }
         if let Some(age) = bundle.age_ms {
             self.peer_bundle_age_seconds.get_or_create(&label).set(secs(age));

@@ -92,6 +92,16 @@ fn examples() -> BTreeMap<&'static str, Outgoing> {
     let change =
         ext::applied::Change { key: "cart".to_owned(), version: 9, level, age_ms: 12, error: Some(error) };
     let reason = ext::goodbye::Reason::Restarting as i32;
+    let (trust_domain, jwks) = ("acme.example".to_owned(), br#"{"keys":[],"spiffe_sequence":7}"#);
+    let (jwks, previous_sha256) = (Bytes::from_static(jwks), Bytes::new());
+    let bundle = ext::Bundle { trust_domain: trust_domain.clone(), sequence: 7, jwks, previous_sha256 };
+    let in_force = ext::BundleAck { trust_domain, sequence: 7, error: None };
+    let error = ErrorInfo {
+        reason: "BUNDLE_WAITING".to_owned(),
+        domain: "hamlet.dev".to_owned(),
+        ..ErrorInfo::default()
+    };
+    let waiting = ext::BundleAck { error: Some(error), ..in_force.clone() };
     let offer = Arc::new(Offer::new(TYPE_URL, "cart", Bytes::from_static(&[2])));
     let change_sent = Change { version: 9, offer, deleted: false, fresh: true };
     let hello = ext::Control { kind: Some(ext::control::Kind::Hello(hello)) };
@@ -105,6 +115,9 @@ fn examples() -> BTreeMap<&'static str, Outgoing> {
         ("proof", control(ext::control::Kind::Proof(proof))),
         ("beat", control(ext::control::Kind::Beat(beat))),
         ("applied", control(ext::control::Kind::Applied(ext::Applied { changes: vec![change] }))),
+        ("bundle", control(ext::control::Kind::Bundle(bundle))),
+        ("bundle, announced and not used yet", control(ext::control::Kind::BundleAck(waiting))),
+        ("bundle, in force", control(ext::control::Kind::BundleAck(in_force))),
         ("goodbye", control(ext::control::Kind::Goodbye(ext::Goodbye { reason, retry_after_ms: 0 }))),
     ]
     .into()

@@ -101,6 +101,18 @@ fn control() -> impl Strategy<Value = ext::Control> {
         2 => (0..4u64, -1..5i32, any::<u64>()).prop_map(|(seq, verdict, refused)| {
             ext::control::Kind::Proof(ext::Proof { seq, verdict, refused, ..ext::Proof::default() })
         }),
+        1 => (any::<u64>(), prop_oneof![3 => 0..100usize, 1 => 48_000..50_000usize], prop_oneof![3 => Just(0), 1 => Just(32usize)])
+            .prop_map(|(sequence, jwks, previous)| {
+                ext::control::Kind::Bundle(ext::Bundle {
+                    sequence,
+                    jwks: vec![b'{'; jwks].into(),
+                    previous_sha256: vec![0; previous].into(),
+                    ..ext::Bundle::default()
+                })
+            }),
+        1 => any::<u64>().prop_map(|sequence| {
+            ext::control::Kind::BundleAck(ext::BundleAck { sequence, ..ext::BundleAck::default() })
+        }),
         1 => any::<i32>().prop_map(|reason| {
             ext::control::Kind::Goodbye(ext::Goodbye { reason, ..ext::Goodbye::default() })
         }),

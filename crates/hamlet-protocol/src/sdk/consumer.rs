@@ -10,7 +10,9 @@ use hamlet_core::guard::GuardSettings;
 use hamlet_core::import::ImportRules;
 use hamlet_core::imported::ImportLimits;
 use hamlet_core::{FederatedService, PeerName, Rejection};
+use tokio::sync::watch;
 
+use crate::bundles::{HeardBundle, NotInForce, StreamBundle};
 use crate::importer::{ImportSettings, RESYNC_EVERY};
 use crate::link::{LinkConfig, LinkStatus};
 use crate::sdk::events::{ConsumerEvent, Events};
@@ -41,6 +43,25 @@ impl<R: Resource> ConsumerBuilder<R> {
     /// Listens for peers that dial us, for example on `127.0.0.1:7443`; port 0 takes any free one.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.plan.listen = Some(address.into());
+        self
+    }
+
+    /// Says our SPIFFE bundle to peers that are Hamlet, now and whenever `source` has another one: so
+    /// their trust follows when our CAs change. What they say of it is told to observers.
+    pub fn bundle(mut self, source: watch::Receiver<Option<StreamBundle>>) -> Self {
+        self.plan.bundles.source = Some(source);
+        self
+    }
+
+    /// Decides about the SPIFFE bundles that peers say of themselves; without it they are told that
+    /// their bundle is not followed here. It must be quick, and changes no trust by itself: the
+    /// bundle counts only for the trust domain that the peer proves, and only over a certificate that
+    /// the old and the new bundle prove ([`hamlet_identity::proven_agent_under`]).
+    pub fn on_bundle(
+        mut self,
+        handler: impl Fn(&PeerName, &HeardBundle) -> Result<(), NotInForce> + Send + Sync + 'static,
+    ) -> Self {
+        self.plan.bundles.handler = Some(Arc::new(handler));
         self
     }
 

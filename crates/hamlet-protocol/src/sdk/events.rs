@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hamlet_core::PeerName;
 use tokio::sync::broadcast;
 
+use crate::bundles::BundleAnswer;
 use crate::session::Stall;
 
 /// Most events that an observer may be behind before it misses the oldest.
@@ -60,6 +61,13 @@ pub enum OwnerEvent {
         version: u64,
         /// How many of our entries it holds as refused.
         refused: u64,
+    },
+    /// The peer said what became of our SPIFFE bundle.
+    BundleAnswered {
+        /// Which peer.
+        peer: PeerName,
+        /// Whether all of it is in force there, or why not.
+        answer: BundleAnswer,
     },
     /// Something doesn't move on although there is a stream.
     Stalled {
@@ -116,6 +124,13 @@ pub enum ConsumerEvent<R> {
         peer: PeerName,
         /// How many entries it offers, refused ones included.
         count: u64,
+    },
+    /// The peer said what became of our SPIFFE bundle.
+    BundleAnswered {
+        /// Which peer.
+        peer: PeerName,
+        /// Whether all of it is in force there, or why not.
+        answer: BundleAnswer,
     },
     /// Something doesn't move on although there is a stream.
     Stalled {

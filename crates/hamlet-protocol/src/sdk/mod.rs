@@ -3,6 +3,7 @@
 //! A facade: each part is the agent's own ([`crate::link`], [`crate::dial`], [`crate::server`]),
 //! with defaults where the agent has configuration. It has no resource types of its own.
 
+mod bundles;
 mod consumer;
 mod events;
 mod identity;
@@ -12,6 +13,7 @@ mod owner;
 mod resource;
 mod store;
 
+pub use bundles::BundleHandler;
 pub use consumer::{Consumer, ConsumerBuilder, Entry, HOLD};
 pub use events::{ConsumerEvent, EVENTS_MAX, Events, Missable, OwnerEvent};
 pub use identity::{AGENT_ID_PATH, Identity, Peer, PeerError};
@@ -21,6 +23,7 @@ pub use owner::{KEY_BYTES_MAX, Owner, OwnerBuilder, PutError, VALUE_BYTES_MAX};
 pub use resource::{ProtobufResource, Resource};
 pub use store::MemoryStore;
 
+pub use crate::bundles::{BundleAnswer, BundleProblem, HeardBundle, NotInForce, StreamBundle};
 pub use hamlet_core::durable::{ImportStore, LoadedPeer};
 pub use hamlet_core::guard::GuardSettings;
 pub use hamlet_core::import::ImportRules;

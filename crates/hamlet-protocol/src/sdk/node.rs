@@ -24,6 +24,7 @@ use crate::dial::Dialler;
 use crate::dialect::Dialect;
 use crate::importer::{CatalogueOf, ImportSettings};
 use crate::link::{Link, LinkConfig, LinkContext, LinkStatus};
+use crate::sdk::bundles::{BundlePlan, BundleTask};
 use crate::sdk::events::{ConsumerEvent, OwnerEvent};
 use crate::sdk::identity::{Identity, Peer};
 use crate::sdk::judge::{JudgeFn, Observed, OneView, ResourceJudge};
@@ -74,6 +75,8 @@ pub(super) struct Plan<R: Resource> {
     pub(super) loaded: BTreeMap<PeerName, LoadedPeer>,
     /// Whether all that is offered is there from the beginning.
     pub(super) ready: bool,
+    /// Where our bundles are from, and who decides about those of peers.
+    pub(super) bundles: BundlePlan,
 }
 
 impl<R: Resource> Plan<R> {
@@ -87,6 +90,7 @@ impl<R: Resource> Plan<R> {
             store: MemoryStore::new(),
             loaded: BTreeMap::new(),
             ready,
+            bundles: BundlePlan::default(),
         }
     }
 
@@ -136,6 +140,7 @@ impl<R: Resource> Plan<R> {
             supervisor,
             shutdown: shutdown.clone(),
         });
+        let exchange = BundleExchange::default();
         let context = LinkContext {
             our_id: identity.spiffe_id(),
             agent: self.program.clone(),
@@ -148,7 +153,7 @@ impl<R: Resource> Plan<R> {
             store: self.store.clone(),
             clock: clock.clone(),
             spawner: spawner.clone(),
-            bundles: BundleExchange::default(),
+            bundles: exchange.clone(),
         };
         let mut links = BTreeMap::new();
         for peer in &self.peers {
@@ -164,6 +169,14 @@ impl<R: Resource> Plan<R> {
             let watching = watch_link(link.clone(), node.observed.clone(), clock.clone(), shutdown.clone());
             spawner.spawn(format!("observer/{name}"), watching);
         }
+        let talk = BundleTask {
+            plan: std::mem::take(&mut self.bundles),
+            exchange,
+            links: node.links.clone(),
+            observed: node.observed.clone(),
+            clock: clock.clone(),
+        };
+        spawner.spawn("bundles", talk.run(shutdown.clone()));
         let watch = IdentityWatch::new(vec![identity.clone()]).with_poll(RELOAD_EVERY);
         spawner.spawn("identity", watch.run(shutdown.clone()));
         if let Some(server) = server {

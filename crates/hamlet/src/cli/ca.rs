@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
-use hamlet_admin::api::human_age;
+use hamlet_admin::Client;
+use hamlet_admin::api::{MissingPeer, human_age};
 use hamlet_core::Fqdn;
+use hamlet_core::rejection::one_line;
 use hamlet_identity::authority::plan::{Lives, Planned, Step};
 use hamlet_identity::authority::state::{Root, Stage, State};
 use hamlet_identity::{Authority, AuthorityError, Release};
@@ -121,13 +123,15 @@ struct AdoptArgs {
     hosts: Vec<Fqdn>,
 }
 
+/// How long a running agent may take to say which peers lack a root.
+const ASK_AGENT: Duration = Duration::from_secs(2);
 /// How long something may be due before `status` calls it overdue.
 const OVERDUE: Duration = Duration::from_secs(60);
 
 /// Does it.
-pub(super) fn run(args: CaArgs, out: &mut Out) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: CaArgs, out: &mut Out) -> anyhow::Result<Exit> {
     match args.command {
-        CaCommand::Status(args) => status(&args, out),
+        CaCommand::Status(args) => status(&args, out).await,
         CaCommand::Rotate(args) => rotate(&args, out),
         CaCommand::Adopt(args) => adopt(args, out),
     }
@@ -163,18 +167,30 @@ fn failure(error: AuthorityError) -> anyhow::Error {
     }
 }
 
-fn status(args: &StatusArgs, out: &mut Out) -> anyhow::Result<Exit> {
+/// The peers that a waiting root waits for, if an agent is there to say.
+async fn missing_peers(of: &Where) -> anyhow::Result<Vec<MissingPeer>> {
+    let told = Client::new(mesh(of)?.socket, ASK_AGENT).agent().await;
+    Ok(told.ok().and_then(|agent| agent.authority).map(|a| a.missing).unwrap_or_default())
+}
+
+async fn status(args: &StatusArgs, out: &mut Out) -> anyhow::Result<Exit> {
     let authority = opened(&args.of)?;
     let state = authority.read().map_err(failure)?;
     let planned = authority.schedule(&state);
     let wall = authority.settings().clock.wall();
+    let missing = match state.staged() {
+        Some(_) => missing_peers(&args.of).await?,
+        None => vec![],
+    };
     match args.output {
         Format::Json => {
-            let value = as_json(&authority, &state, &planned, wall)?;
+            let value = as_json(&authority, &state, &planned, &missing, wall)?;
             writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
         }
         Format::Text => {
-            write!(out, "{}", Page { authority: &authority, state: &state, planned: &planned, wall })?
+            let page =
+                Page { authority: &authority, state: &state, planned: &planned, missing: &missing, wall };
+            write!(out, "{page}")?;
         }
     }
     let expired = state.leaves.values().any(|leaf| Duration::from_secs(leaf.not_after_s) <= wall);
@@ -186,6 +202,7 @@ fn as_json(
     authority: &Authority,
     state: &State,
     planned: &[Planned],
+    missing: &[MissingPeer],
     wall: Duration,
 ) -> anyhow::Result<serde_json::Value> {
     let planned: Vec<_> = planned
@@ -204,6 +221,7 @@ fn as_json(
         "bundle": authority.bundle_file(),
         "state": serde_json::to_value(state)?,
         "planned": planned,
+        "missing": missing,
     }))
 }
 
@@ -277,6 +295,7 @@ struct Page<'a> {
     authority: &'a Authority,
     state: &'a State,
     planned: &'a [Planned],
+    missing: &'a [MissingPeer],
     wall: Duration,
 }
 
@@ -335,6 +354,12 @@ impl std::fmt::Display for Page<'_> {
         for (role, leaf) in &state.leaves {
             let (made, end) = (self.made(leaf.made_s), self.end(leaf.not_after_s));
             writeln!(f, "  {role}: {}, of root {}; {made}, {end}", leaf.id, leaf.root)?;
+        }
+        if !self.missing.is_empty() {
+            writeln!(f, "\nThe new root waits for:")?;
+        }
+        for MissingPeer { peer, why } in self.missing {
+            writeln!(f, "  {}: {}", one_line(peer, 256), one_line(why, 1024))?;
         }
         writeln!(f, "\nNext:")?;
         if self.planned.is_empty() {

@@ -159,7 +159,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Bundle(args) => block_on(bundle::run(args, out))?,
         Command::Peer(args) => block_on(peer::run(*args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,
-        Command::Ca(args) => ca::run(args, out),
+        Command::Ca(args) => block_on(ca::run(args, out))?,
         Command::Schema(args) => schema::run(&args, out),
         Command::Completion(args) => schema::run_completion(&args, &mut Cli::command(), out),
         Command::Version(args) => version::run(&args, out),

@@ -7,6 +7,8 @@ use std::path::Path;
 
 /// A line of PEM shorter than this could be anything.
 const LINE_BYTES: usize = 24;
+/// Base64 of a P-256 key in PKCS#8 that holds its public half; the last of three lines is of that half.
+const P256_CHARS: usize = 184;
 /// A shared secret shorter than this could be anything.
 const SECRET_BYTES: usize = 8;
 /// How many bytes of a secret are looked for in hexadecimal or as a list of numbers.
@@ -54,8 +56,11 @@ impl Canaries {
     }
 
     fn add_key(&mut self, what: &str, pem: &str) {
-        let body = pem.lines().filter(|line| !line.starts_with('-') && line.len() >= LINE_BYTES);
-        for line in body {
+        let body: Vec<&str> = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        // What follows in a P-256 key is the public half, which a bundle shows.
+        let p256 = body.iter().map(|line| line.len()).sum::<usize>() == P256_CHARS;
+        let secret = if p256 { &body[..body.len() - 1] } else { &body[..] };
+        for line in secret.iter().filter(|line| line.len() >= LINE_BYTES) {
             // Only the middle: another line width must not hide it.
             self.add(what, "PEM", line[4..LINE_BYTES].to_owned());
         }

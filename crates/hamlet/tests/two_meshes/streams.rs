@@ -1,15 +1,42 @@
 //! Bundles on streams between two agents: a root that is rotated without anybody's doing, one that is
 //! taken away, and a restart in between.
 
-use serde_json::Value;
+use std::fs;
+use std::time::Duration;
+
+use hamlet::config::AuthorityConfig;
+use hamlet::config::init::AGENT_ID_PATH;
+use hamlet_core::TrustDomain;
+use hamlet_identity::authority::plan::Lives;
+use hamlet_identity::{Authority, SpiffeBundle, TrustBundle};
+use hamlet_protocol::bundles::{BundleAnswer, StreamBundle};
+use hamlet_protocol::sdk::{Events, Identity, Owner, OwnerEvent, Peer};
+use hamlet_runtime::SystemClock;
+use hamlet_testkit::pki::{LeafSpec, TestCa};
+use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::mesh::{Mesh, Two};
 use crate::texts;
-use crate::wait::{until, until_true};
+use crate::wait::{PATIENCE, until, until_true};
 
 /// Has the mesh use announced CAs after so long.
 fn wait_for(mesh: &Mesh, wait: &str) {
     mesh.write("mesh.yaml", &texts::mesh(mesh, &format!("  bundleWait: {wait}\n")));
+}
+
+/// Gives the mesh an authority whose leaves live for seconds, so that an old root can go.
+fn short_lives(mesh: &Mesh) {
+    let folder = mesh.folder.join("identity");
+    fs::remove_dir_all(&folder).unwrap();
+    let s = Duration::from_secs;
+    let lives = Lives { leaf: s(12), issuing: s(600), root: s(7_200), overlap: s(1_200) };
+    let config = AuthorityConfig { folder, hosts: vec![], lives };
+    let domain = TrustDomain::parse(mesh.domain).unwrap();
+    Authority::create(config.settings(&domain, SystemClock::shared()).unwrap()).unwrap();
+    let text = fs::read_to_string(mesh.folder.join("mesh.yaml")).unwrap();
+    let short = "{folder: identity, leafLife: 12s, issuingLife: 10m, rootLife: 2h, overlap: 20m}";
+    mesh.write("mesh.yaml", &text.replace("{folder: identity}", short));
 }
 
 /// Waits for a state of the one peer's bundle.
@@ -42,8 +69,9 @@ fn peered(two: &Two) {
 }
 
 #[test]
-fn a_rotated_root_reaches_a_peer_made_by_token_and_issues_as_soon_as_it_is_in_force_there() {
+fn a_rotated_root_reaches_a_peer_made_by_token_issues_when_it_is_in_force_there_and_the_old_one_goes() {
     let mut two = Two::strangers();
+    short_lives(&two.acme);
     wait_for(&two.globex, "10s");
     two.start();
     peered(&two);
@@ -74,6 +102,12 @@ fn a_rotated_root_reaches_a_peer_made_by_token_and_issues_as_soon_as_it_is_in_fo
     let shown = two.acme.cli(&["bundle", "show", "--format", "jwks"]);
     let shown: Value = serde_json::from_str(&shown.out).unwrap();
     assert_eq!(shown["spiffe_sequence"], both["sequence"], "one count over all channels");
+
+    // When no leaf of it can live, the old root leaves the bundle, and is out there at once.
+    let one = until_bundle(&two.globex, "the old root is out", |b| count(b, "authorities") == 1);
+    assert_ne!(one["authorities"], first["authorities"]);
+    until_bundle(&two.acme, "globex says so", |b| b["ours"]["inForce"] == true);
+    two.until_in_sync();
 }
 
 #[test]
@@ -99,4 +133,115 @@ fn an_announced_root_outlives_a_restart_and_comes_into_force_without_a_further_w
     two.acme.start();
     two.until_in_sync();
     until_true("the new root issues", || issuing(&two.acme) != old);
+}
+
+/// A program that says to be acme's agent, with whatever bundles.
+struct Sayer {
+    says: watch::Sender<Option<StreamBundle>>,
+    events: Events<OwnerEvent>,
+    _owner: Owner,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Sayer {
+    fn start(ca: &TestCa, globex: &Mesh) -> Sayer {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let leaf = ca.leaf(LeafSpec::of(format!("spiffe://acme.example/{AGENT_ID_PATH}")));
+        let identity = Identity::from_pem(leaf.cert_pem.as_bytes(), leaf.key_pem.as_bytes()).unwrap();
+        let peer = Peer::new("globex", globex.domain, globex.bundle().as_bytes()).unwrap();
+        let (says, source) = watch::channel(None);
+        let starting =
+            Owner::builder(identity).peer(peer.at(globex.at.agent.to_string())).bundle(source).start();
+        let owner = runtime.block_on(starting).unwrap();
+        Sayer { says, events: owner.observe(), _owner: owner, runtime }
+    }
+
+    /// What globex answers last, and its reason: being told to wait isn't the end of it.
+    fn say(&mut self, bundle: &StreamBundle) -> Option<String> {
+        self.says.send_replace(Some(bundle.clone()));
+        let (sequence, events) = (bundle.sequence, &mut self.events);
+        let answered = async {
+            loop {
+                match events.next().await.unwrap() {
+                    OwnerEvent::BundleAnswered { answer: BundleAnswer { problem: Some(p), .. }, .. }
+                        if p.is_waiting() => {}
+                    OwnerEvent::BundleAnswered { answer, .. } if answer.sequence == sequence => {
+                        break answer.problem.map(|p| p.reason);
+                    }
+                    _ => {}
+                }
+            }
+        };
+        let patient = async { tokio::time::timeout(PATIENCE, answered).await };
+        self.runtime.block_on(patient).unwrap_or_else(|_| panic!("no answer to {bundle:?}"))
+    }
+}
+
+fn bundle_of(cas: &[&TestCa], sequence: u64) -> StreamBundle {
+    let domain = TrustDomain::parse("acme.example").unwrap();
+    let pem: String = cas.iter().map(|ca| ca.pem()).collect();
+    let bundle = match cas {
+        [] => json!({"keys": [], "spiffe_sequence": sequence}).to_string(),
+        _ => {
+            let bundle = TrustBundle::from_pem(domain, pem.as_bytes()).unwrap();
+            SpiffeBundle { sequence: Some(sequence), ..SpiffeBundle::of(bundle) }.to_jwks().unwrap()
+        }
+    };
+    StreamBundle { trust_domain: "acme.example".to_owned(), sequence, jwks: bundle.into() }
+}
+
+/// A Peer of that CA, which follows the stream or not.
+fn know(globex: &Mesh, acme: &Mesh, ca: &TestCa, follow: &str) {
+    let text = texts::peer(acme, "").replace("-ca.pem}", &format!("-ca.pem{follow}}}"));
+    globex.write("peers/acme-ca.pem", ca.pem());
+    globex.write("peer-acme.yaml", &format!("{text}---\n{}", texts::import(acme)));
+}
+
+#[test]
+fn of_what_a_stream_says_only_the_peers_own_successor_is_taken_and_each_refusal_names_its_rule() {
+    let mut two = Two::new();
+    wait_for(&two.globex, "1s");
+    let [first, second, third] = [(); 3].map(|()| TestCa::new("acme.example"));
+    know(&two.globex, &two.acme, &first, ", follow: stream");
+    two.globex.start();
+    let mut sayer = Sayer::start(&first, &two.globex);
+    let good = bundle_of(&[&first, &second], 10);
+    assert_eq!(sayer.say(&good), None, "it is announced, and then in force");
+    let held = until_bundle(&two.globex, "both are in force", |b| count(b, "authorities") == 2);
+
+    let foreign = StreamBundle { trust_domain: "globex.example".to_owned(), ..bundle_of(&[&first], 11) };
+    let unlike = StreamBundle { sequence: 12, ..bundle_of(&[&first], 11) };
+    let broken = StreamBundle { jwks: "{".into(), ..bundle_of(&[&first], 11) };
+    for (what, rule, bad) in [
+        ("another trust domain", "FOREIGN_DOMAIN", foreign),
+        ("an older sequence", "STALE", bundle_of(&[&first], 9)),
+        ("the same sequence with other content", "FORK", bundle_of(&[&first], 10)),
+        ("a sequence far ahead", "JUMP", bundle_of(&[&first, &second], 11 + (1 << 32))),
+        ("no CA", "NOTHING_LEFT", bundle_of(&[], 11)),
+        ("CAs that don't prove the stream", "LEAF", bundle_of(&[&second, &third], 11)),
+        ("no JSON", "UNREADABLE", broken),
+        ("two sequences", "UNREADABLE", unlike),
+    ] {
+        assert_eq!(sayer.say(&bad), Some(format!("BUNDLE_{rule}")), "{what}");
+        let seen = two.globex.json(&["bundle", "list"])[0].clone();
+        let shown = rule.to_ascii_lowercase().replace('_', "-");
+        assert_eq!(
+            (&seen["authorities"], &seen["sequence"], &seen["refused"]),
+            (&held["authorities"], &Value::from(10), &Value::from(shown)),
+            "{what}: {seen}"
+        );
+        assert_eq!(sayer.say(&good), None, "the neighbour of {what}");
+    }
+    assert!(two.globex.log().contains("ALARM: a bundle on a stream is refused"));
+
+    // What goes is out at once.
+    assert_eq!(sayer.say(&bundle_of(&[&first], 11)), None);
+    assert_eq!(count(&two.globex.json(&["bundle", "list"])[0], "authorities"), 1);
+
+    // Without `follow` only what is in force anyhow is confirmed.
+    know(&two.globex, &two.acme, &first, "");
+    until_bundle(&two.globex, "it is by its file", |b| b["follow"].is_null());
+    assert_eq!(sayer.say(&good), Some("BUNDLE_NOT_FOLLOWED".to_owned()));
+    assert_eq!(sayer.say(&bundle_of(&[&first], 12)), None);
 }
