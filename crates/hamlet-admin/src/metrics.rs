@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
@@ -66,6 +67,18 @@ enum FlowLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OriginLabel {
     origin: &'static str,
+}
+/// Our side of an exchange of peering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum PeeringSide {
+    inviter,
+    accepter,
+}
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExchangeLabels {
+    side: PeeringSide,
+    outcome: &'static str,
 }
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
@@ -182,8 +195,29 @@ metrics! {
         peer_bundle_sequence: By<PeerLabel>,
         /// When the first CA of a peer's bundle expires, in seconds since the Unix epoch; absent without one.
         peer_bundle_not_after_seconds: By<PeerLabel>,
+        /// Invitations that somebody may still use.
+        peering_invitations_open: Number,
         /// What is left of a lost peer's hold time, in seconds; absent while it doesn't run.
         peer_hold_left_seconds: By<PeerLabel>,
+    }
+}
+
+/// Exchanges of peering by token, counted for the life of the process. Words, never a name.
+#[derive(Debug, Clone, Default)]
+pub struct PeeringMetrics {
+    exchanges: Family<ExchangeLabels, Counter>,
+}
+
+impl PeeringMetrics {
+    /// Registers itself, once.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Exchanges of peering by token that ended, by our side and outcome: agreed, or why not";
+        registry.register("peering_exchanges", help, self.exchanges.clone());
+    }
+
+    /// One has ended; `outcome` is one of a bounded set of words.
+    pub fn ended(&self, side: PeeringSide, outcome: &'static str) {
+        self.exchanges.get_or_create(&ExchangeLabels { side, outcome }).inc();
     }
 }
 
@@ -266,6 +300,7 @@ impl StateMetrics {
         self.config_generation.set(number(agent.config.generation));
         self.config_problems.set(number(agent.config.errors.len() as u64));
         self.config_age_seconds.set(secs(agent.config.loaded_ms));
+        self.peering_invitations_open.set(number(agent.invitations_open));
         self.store_healthy.set(flag(agent.store.healthy));
         self.store_entries.set(number(agent.store.entries));
         self.store_size_bytes.set(number(agent.store.size_bytes));

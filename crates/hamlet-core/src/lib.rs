@@ -33,6 +33,7 @@
 pub mod address;
 pub mod brake;
 pub mod catalogue;
+pub mod causes;
 pub mod digest;
 pub mod durable;
 pub mod expiry;

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use crate::limits::ACCEPT_PAUSE;
 
 /// Connections that wait in the kernel for one listener of egress.
-const BACKLOG: u32 = 1024;
+pub(crate) const BACKLOG: u32 = 1024;
 
 /// A failed bind in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +23,12 @@ pub(crate) struct BindProblem {
     pub(crate) remedy: String,
 }
 
-/// Binds and listens.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Binds and listens, with room for `backlog` connections that wait in the kernel.
+pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(backlog)
 }
 
 /// The next connection, or `None` once `stop` begins. Survives a lack of file descriptors.

@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::gateway::Shared;
-use crate::guard::{Change, Guard, Standing};
+use crate::guard::{Change, Guard, Life, Standing};
 use crate::limits::{DIAL_ATTEMPTS, DIAL_BUDGET, HANDSHAKE};
 use crate::routes::EgressRoute;
 
@@ -111,6 +111,8 @@ async fn one(
     };
     crate::bind::tune(&tcp);
     let changes = shared.egress_changes();
+    // Looked at before it is shown: a renewal in between only makes it shorter than it is.
+    let ours = shared.identity.not_after();
     let tls = shared.clients.config(&route.id.owner, &route.sans);
     let handshake = TlsConnector::from(tls).connect(name, tcp);
     let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
@@ -126,8 +128,10 @@ async fn one(
     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let proven = prove(shared, route, &chain).map_err(EndpointError::Identity)?;
     shared.clients.proven(&route.id.owner, &route.sans, &proven);
+    let drain = shared.config.drain;
+    let life = Life::dialled(&*shared.clock, &proven, ours, drain);
     let standing = standing(shared, route, proven, chain);
-    let guard = Guard::new(changes, shared.config.drain, &shared.spawner.shutdown(), standing);
+    let guard = Guard::new(changes, drain, life, &shared.spawner.shutdown(), standing);
     Ok(Upstream { stream, guard })
 }
 

@@ -208,7 +208,7 @@ impl Reconciler {
         if self.failed.get(&address).is_some_and(|f| f.retry_at > now) {
             return;
         }
-        match bind::listen(address) {
+        match bind::listen(address, bind::BACKLOG) {
             Ok(listener) => {
                 self.failed.remove(&address);
                 let stop = self.shared.spawner.shutdown().child();
@@ -305,6 +305,7 @@ async fn serve(shared: &Arc<Shared>, address: SocketAddr, client: TcpStream) -> 
             tracing::warn!(peer = %route.id.owner, service = %route.id.name, "cut: the peer is no longer proven");
             Outcome::Unproven
         }
+        Err(Cut::Expired) => Outcome::Expired,
     }
 }
 

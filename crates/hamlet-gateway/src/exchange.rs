@@ -123,7 +123,9 @@ struct Idle {
 
 impl Idle {
     fn sweep(&mut self, now: Duration) {
-        self.lines.retain(|(line, since)| !line.closed() && now.saturating_sub(*since) < HTTP_IDLE_TIME);
+        self.lines.retain(|(line, since)| {
+            !line.closed() && line.guard.is_open() && now.saturating_sub(*since) < HTTP_IDLE_TIME
+        });
     }
 }
 

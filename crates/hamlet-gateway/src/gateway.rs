@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_identity::{
-    GatewayClients, LocalIdentity, SilentSockets, SniMinter, TrustTable, gateway_server_config,
+    GatewayClients, LocalIdentity, STRANGERS_BACKLOG, SilentSockets, SniMinter, TrustTable,
+    gateway_server_config,
 };
 use hamlet_runtime::{Clock, Spawner};
 use parking_lot::Mutex;
@@ -106,7 +107,7 @@ impl<T> Swapped<T> {
 /// What all tasks of the gateway share.
 pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
-    identity: Arc<LocalIdentity>,
+    pub(crate) identity: Arc<LocalIdentity>,
     /// What egress dials with.
     pub(crate) clients: GatewayClients,
     pub(crate) trust: Arc<TrustTable>,
@@ -189,8 +190,8 @@ impl Gateway {
         clock: Arc<dyn Clock>,
     ) -> Result<Gateway, StartError> {
         let (at, usable) = (config.ingress, identity.unusable().is_none());
-        let ingress = at.filter(|_| usable).map(|at| bound("ingress", at)).transpose()?;
-        let egress_http = config.egress_http.map(|at| bound("egress HTTP", at)).transpose()?;
+        let ingress = at.filter(|_| usable).map(|at| bound("ingress", at, STRANGERS_BACKLOG)).transpose()?;
+        let egress_http = config.egress_http.map(|at| bound("egress HTTP", at, bind::BACKLOG)).transpose()?;
         let limits = &config.limits;
         let shared = Arc::new(Shared {
             tls: gateway_server_config(&identity, minter, &trust),
@@ -293,9 +294,13 @@ fn slots(most: usize) -> Semaphore {
     Semaphore::new(most.min(Semaphore::MAX_PERMITS))
 }
 
-fn bound(listener: &'static str, at: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+fn bound(
+    listener: &'static str,
+    at: SocketAddr,
+    backlog: u32,
+) -> Result<(TcpListener, SocketAddr), StartError> {
     let open = || {
-        let socket = bind::listen(at)?;
+        let socket = bind::listen(at, backlog)?;
         let address = socket.local_addr()?;
         Ok((socket, address))
     };
@@ -324,7 +329,7 @@ async fn wait_for_identity(shared: Arc<Shared>, at: SocketAddr, ingress: Arc<Ing
         }
     }
     let listener = 'binding: loop {
-        match bound("ingress", at) {
+        match bound("ingress", at, STRANGERS_BACKLOG) {
             Ok((listener, at)) => {
                 tracing::info!(listener = "ingress", address = %at, "listening");
                 let _ = ingress.at.set(at);

@@ -15,7 +15,7 @@ use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use crate::gateway::{Open, Shared};
-use crate::guard::{Change, Cut, Guard, Standing, StandingFn};
+use crate::guard::{Change, Cut, Guard, Life, Standing, StandingFn};
 use crate::metrics::{ListenerKind, Outcome};
 use crate::routes::IngressRoute;
 use crate::splice::{Activity, Ended, splice};
@@ -143,7 +143,9 @@ fn prove(
             Change::Routes => Standing::Withdrawn,
         })
     };
-    let guard = Guard::new(changes, shared.config.drain, &shared.spawner.shutdown(), standing);
+    let drain = shared.config.drain;
+    let life = Life::accepted(&*shared.clock, &proven, drain);
+    let guard = Guard::new(changes, drain, life, &shared.spawner.shutdown(), standing);
     Ok(Admitted { stream, from, sni, route, proven, caller, guard, open })
 }
 
@@ -160,6 +162,7 @@ async fn serve(shared: &Arc<Shared>, admitted: Admitted, local: SocketAddr) -> O
     outcome.unwrap_or_else(|cut| match cut {
         Cut::Drained => Outcome::Drained,
         Cut::Unproven => Outcome::Unproven,
+        Cut::Expired => Outcome::Expired,
     })
 }
 

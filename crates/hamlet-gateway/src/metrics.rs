@@ -59,6 +59,8 @@ label! {
         Drained = "drained",
         /// Its peer was no longer proven.
         Unproven = "unproven",
+        /// The certificates that had proven its peer ended.
+        Expired = "expired",
         /// Plaintext, or no ClientHello.
         NotTls = "not_tls",
         /// The client closed before its ClientHello was whole.

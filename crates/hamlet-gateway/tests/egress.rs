@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::*;
 use hamlet_core::{CallerForm, ImportedService, Protocol};
 use hamlet_gateway::{AddressPool, EgressState, GatewayConfig, Limits, ListenerKind, Outcome};
-use hamlet_testkit::pki::TestCa;
+use hamlet_runtime::{ManualClock, SystemClock};
+use hamlet_testkit::pki::{DAY, LeafSpec, TestCa};
 use hamlet_testkit::{GENEROUS, eventually};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
@@ -205,6 +206,48 @@ async fn connections_to_an_owner_that_is_no_longer_trusted_are_cut() {
     pair.consumer.trust.replace(vec![]).unwrap();
     until_end(&mut live).await;
     pair.consumer.ended(OUT, Outcome::Unproven, 1).await;
+}
+
+/// Two meshes of which the consumer believes that leaves of a day end now, and whose owner has a leaf
+/// of so many seconds.
+async fn pair_after_a_day(test: u8, owners_leaf: i64) -> Pair {
+    let (acme, globex) = (TestCa::new("acme.example"), TestCa::new("globex.example"));
+    let clock = ManualClock::at(acme.now().max(globex.now()) + Duration::from_secs(DAY.unsigned_abs()));
+    let theirs = acme.leaf(LeafSpec { not_after: owners_leaf, ..LeafSpec::of(acme.gateway_id().as_str()) });
+    let (ours, of_acme, of_globex) = (globex.gateway(), acme.trust_as("acme"), globex.trust_as("globex"));
+    let system = SystemClock::shared();
+    Pair {
+        owner: Mesh::start_by(acme, &theirs, vec![of_globex], config(), system).await,
+        consumer: Mesh::start_by(globex, &ours, vec![of_acme], config(), clock).await,
+        pool: pool(test),
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_cut_when_the_owners_certificate_ends() {
+    let mut pair = pair_after_a_day(30, DAY).await;
+    let raw = Backend::echo(pair.owner.spawner()).await;
+    pair.owner.publish(&[(tcp_service(NAME, raw.address), &["globex"])]);
+    let offer = pair.offer(NAME, Protocol::Tcp, PORT);
+    pair.import(std::slice::from_ref(&offer));
+    let mut live = pair.connect(NAME).await;
+    until_end(&mut live).await;
+    pair.consumer.ended(OUT, Outcome::Expired, 1).await;
+}
+
+#[tokio::test]
+async fn no_request_is_sent_on_a_connection_that_the_owner_closes_when_our_own_certificate_ends() {
+    let mut pair = pair_after_a_day(31, 3 * DAY).await;
+    let backend = Backend::http(pair.owner.spawner()).await;
+    let web = service("web.acme.example", Protocol::Http, CallerForm::HttpHeader, &[backend.address]);
+    pair.owner.publish(&[(web, &["globex"])]);
+    let offer = pair.offer("web.acme.example", Protocol::Http, 80);
+    pair.import(std::slice::from_ref(&offer));
+    for _ in 0..3 {
+        let answer = pair.get("web.acme.example", "/").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(backend.count(), 3, "each has a connection of its own");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use common::*;
 use hamlet_core::{CallerForm, Protocol};
 use hamlet_gateway::{GatewayConfig, Limits, ListenerKind, Outcome};
 use hamlet_identity::{Lenience, RevocationLists, RevocationPolicy};
+use hamlet_runtime::ManualClock;
 use hamlet_testkit::pki::{DAY, LeafSpec, TestCa};
 use hamlet_testkit::tls::{old_client, stranger_client};
 use hamlet_testkit::{GENEROUS, eventually};
@@ -535,6 +536,26 @@ impl Owner {
             assert_eq!(call(stream, "hello").await.unwrap_or_default(), "");
         }
     }
+}
+
+#[tokio::test]
+async fn a_connection_is_cut_when_the_certificate_that_opened_it_ends_and_another_is_not() {
+    let [acme, globex] = ["acme", "globex"].map(|m| TestCa::new(&format!("{m}.example")));
+    let day = Duration::from_secs(DAY.unsigned_abs());
+    // The gateway's clock says that the usual leaf of a day ends now; one of two days goes on.
+    let clock = ManualClock::at(globex.now() + day);
+    let own = acme.gateway();
+    let mesh = Mesh::start_by(acme, &own, vec![globex.trust_as("globex")], config(), clock).await;
+    let backend = Backend::echo(mesh.spawner()).await;
+    mesh.publish(&[(tcp_service(NAME, backend.address), &["globex"])]);
+    let longer = LeafSpec { not_after: 2 * DAY, ..LeafSpec::of(globex.gateway_id().as_str()) };
+    let longer = stranger_client(Some(&globex.leaf(longer)), &[]);
+    let mut lives = tls(mesh.ingress(), longer, NAME).await.unwrap();
+    ping(&mut lives, "before").await.unwrap();
+    let mut ends = tls(mesh.ingress(), stranger_client(Some(&globex.gateway()), &[]), NAME).await.unwrap();
+    until_end(&mut ends).await;
+    mesh.ended(IN, Outcome::Expired, 1).await;
+    ping(&mut lives, "after").await.unwrap();
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity};
 pub use minter::{CurrentCa, MINTED_MAX, SniMinter};
 pub use refused::VerifyError;
-pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, SilentPlace, SilentSockets};
+pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace, SilentSockets};
 pub use spiffe::{
     ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BUNDLE_KEYS_MAX, BundleChange, BundleRefusal, Channel,
     HeldBundle, JSON_DEPTH_MAX, JSON_VALUES_MAX, MAP_DOMAINS_MAX, SEQUENCE_JUMP_MAX, SpiffeBundle,

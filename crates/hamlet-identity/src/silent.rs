@@ -13,6 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+/// Connections that wait in the kernel for one listener that strangers reach. Where they don't fit, the
+/// kernel drops the next one's first packet, and whoever sent it tries again only after a second: a
+/// burst of strangers would cost an honest peer that second. The system's limit
+/// (`net.core.somaxconn`, usually the same) holds too.
+pub const STRANGERS_BACKLOG: u32 = 4096;
 /// Sockets that have not sent a whole ClientHello; the oldest is evicted for the next.
 pub const SILENT_SOCKETS: usize = 1024;
 /// Of those, how many may come from one /24 (IPv4) or /56 (IPv6).

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures::StreamExt;
+use hamlet_core::causes::with_causes;
 use hamlet_core::{SpiffeId, TrustDomain};
 use hamlet_runtime::{Backoff, Shutdown};
 use parking_lot::Mutex;
@@ -233,7 +234,7 @@ impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failed::TimedOut => write!(f, "no connection within {CONNECT_TIMEOUT:?}"),
-            Failed::Api(error) => f.write_str(&chain(error)),
+            Failed::Api(error) => f.write_str(&with_causes(error)),
         }
     }
 }
@@ -248,19 +249,6 @@ impl Failed {
             _ => false,
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn given(svid: &X509Svid) -> Option<Given> {

@@ -49,6 +49,21 @@ pub enum AcceptError {
     Proof,
 }
 
+impl AcceptError {
+    /// A word for metrics.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            AcceptError::Token(_) => "token",
+            AcceptError::Refused(refusal) | AcceptError::Ours(refusal) => refusal.word(),
+            AcceptError::Message(_) | AcceptError::Document(_) => Refusal::Malformed.word(),
+            AcceptError::OtherMesh => "other-mesh",
+            AcceptError::Certificate(_) => Refusal::Certificate.word(),
+            AcceptError::Address(_) => Refusal::Address.word(),
+            AcceptError::Proof => Refusal::Proof.word(),
+        }
+    }
+}
+
 /// The exchange up to message 1.
 #[derive(Debug)]
 pub struct Accepter {

@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hamlet_identity::peering::{self, EXPORTER_LABEL};
+use hamlet_identity::peering::{self, EXPORTER_LABEL, Pinned};
 use hamlet_identity::{LocalIdentity, agent_server_name};
 use hamlet_runtime::Clock;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::CommonState;
 
 use crate::accepter::{AcceptError, Accepter, Agreement};
@@ -31,7 +32,7 @@ pub const EXCHANGE_DEADLINE: Duration = Duration::from_secs(10);
 pub const EXCHANGE_BYTES: usize = 64 * 1024;
 /// Most connections that exchange at the same time.
 pub const EXCHANGES_MAX: usize = 8;
-/// How long the dialler tries one address.
+/// How long the dialler tries one address, handshake included.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why an exchange broke off.
@@ -66,6 +67,30 @@ pub enum ChannelError {
     /// Somebody else answered.
     #[error("{0}")]
     Claim(peering::ClaimError),
+}
+
+/// What an exchange may end with, in a word, beside the words of the refusals.
+pub const OUTCOMES: [&str; 8] =
+    [AGREED, TOO_MANY, "broken", "timed-out", "unreachable", "closed", "other-mesh", "token"];
+/// The word for an exchange that made a peer.
+pub const AGREED: &str = "agreed";
+/// The word for one that wasn't begun because [`EXCHANGES_MAX`] were under way.
+pub const TOO_MANY: &str = "too-many";
+
+impl ChannelError {
+    /// A word for metrics: one of [`OUTCOMES`], or a refusal's.
+    pub fn word(&self) -> &'static str {
+        match self {
+            ChannelError::Io(_) => "broken",
+            ChannelError::TimedOut => "timed-out",
+            ChannelError::Strange => Refusal::Malformed.word(),
+            ChannelError::Refused(refusal) => refusal.word(),
+            ChannelError::Accept(error) => error.word(),
+            ChannelError::Unreachable(_) => "unreachable",
+            ChannelError::Closed(_) => "closed",
+            ChannelError::Claim(_) => Refusal::Certificate.word(),
+        }
+    }
 }
 
 /// Reads and writes messages, counting bytes.
@@ -217,7 +242,7 @@ fn bind_served(
     Ok(Binding { exporter: exporter(stream, id)?, leaf_a, leaf_b })
 }
 
-/// Dials the inviter at one of its addresses, already resolved and checked, and goes through the
+/// Dials the inviter at its addresses, already resolved and checked, one after the other, and goes through the
 /// exchange as the accepter.
 ///
 /// # Errors
@@ -230,25 +255,64 @@ pub async fn accept(
     allowed: &AllowedAddresses,
     clock: &Arc<dyn Clock>,
 ) -> Result<Agreement, ChannelError> {
-    let stream = connect(addresses).await?;
+    let stream = reach(addresses, identity, accepter.pinned(), clock).await?;
     let exchange = accept_unhurried(stream, identity, accepter, known, allowed, clock);
     tokio::time::timeout(EXCHANGE_DEADLINE, exchange).await.map_err(|_| ChannelError::TimedOut)?
 }
 
-async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, ChannelError> {
+/// The first address at which the agent of the token answers. Nothing of the token has been said to
+/// anybody before.
+async fn reach(
+    addresses: &[SocketAddr],
+    identity: &Arc<LocalIdentity>,
+    pinned: &Pinned,
+    clock: &Arc<dyn Clock>,
+) -> Result<TlsStream<TcpStream>, ChannelError> {
+    let mut answered = None;
     for address in addresses {
-        match tokio::time::timeout(DIAL_DEADLINE, TcpStream::connect(address)).await {
+        let knocking = knock(address, identity, pinned, clock);
+        let error = match tokio::time::timeout(DIAL_DEADLINE, knocking).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => tracing::info!(%address, %error, "the inviting agent doesn't answer"),
-            Err(_) => tracing::info!(%address, "the inviting agent doesn't answer in time"),
+            Ok(Err(error)) => error,
+            Err(_) => ChannelError::Unreachable(address.to_string()),
+        };
+        tracing::info!(%address, %error, "the token's agent doesn't answer here");
+        // That somebody else is there says more than that nobody is.
+        let tells_more = match (&answered, &error) {
+            (_, ChannelError::Unreachable(_)) | (Some(ChannelError::Claim(_)), _) => false,
+            (None, _) | (_, ChannelError::Claim(_)) => true,
+            _ => false,
+        };
+        if tells_more {
+            answered = Some(error);
         }
     }
     let tried: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    Err(ChannelError::Unreachable(tried.join(", ")))
+    Err(answered.unwrap_or_else(|| ChannelError::Unreachable(tried.join(", "))))
+}
+
+async fn knock(
+    address: &SocketAddr,
+    identity: &Arc<LocalIdentity>,
+    pinned: &Pinned,
+    clock: &Arc<dyn Clock>,
+) -> Result<TlsStream<TcpStream>, ChannelError> {
+    let unreachable = |error| ChannelError::Unreachable(format!("{address} ({error})"));
+    let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+    let config = peering::client_config(identity, pinned.clone(), clock.clone());
+    let connected = TlsConnector::from(config).connect(agent_server_name(&pinned.trust_domain), stream).await;
+    let stream = connected.map_err(|error| match peering::claim_error_in(&error) {
+        Some(claim) => ChannelError::Claim(claim),
+        None => ChannelError::Closed(error),
+    })?;
+    match stream.get_ref().1.alpn_protocol() {
+        Some(peering::ALPN) => Ok(stream),
+        _ => Err(ChannelError::Strange),
+    }
 }
 
 async fn accept_unhurried(
-    stream: TcpStream,
+    stream: TlsStream<TcpStream>,
     identity: &Arc<LocalIdentity>,
     accepter: Accepter,
     known: &Known,
@@ -256,17 +320,7 @@ async fn accept_unhurried(
     clock: &Arc<dyn Clock>,
 ) -> Result<Agreement, ChannelError> {
     let leaf_b = identity.chain().first().map(|leaf| leaf.to_vec()).unwrap_or_default();
-    let config = peering::client_config(identity, accepter.pinned().clone(), clock.clone());
-    let name = agent_server_name(&accepter.pinned().trust_domain);
-    let connected = TlsConnector::from(config).connect(name, stream).await;
-    let stream = connected.map_err(|error| match peering::claim_error_in(&error) {
-        Some(claim) => ChannelError::Claim(claim),
-        None => ChannelError::Closed(error),
-    })?;
     let state = stream.get_ref().1;
-    if state.alpn_protocol() != Some(peering::ALPN) {
-        return Err(ChannelError::Strange);
-    }
     let chain = chain_of(state);
     let exporter = state
         .export_keying_material([0; 32], EXPORTER_LABEL, Some(accepter.id()))

@@ -17,7 +17,7 @@ use hamlet_testkit::pki::TestCa;
 use hamlet_testkit::tls::stranger_client;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const ID: InvitationId = [3; 16];
@@ -114,10 +114,14 @@ impl Served {
     }
 
     async fn accept(&self, token: &Token) -> Result<Agreement, ChannelError> {
+        self.accept_at(token, &[self.at]).await
+    }
+
+    async fn accept_at(&self, token: &Token, addresses: &[SocketAddr]) -> Result<Agreement, ChannelError> {
         let ca = TestCa::new("globex.example");
         let accepter = Accepter::new(token, document(&ca).encode().unwrap(), random().unwrap());
         let (known, allowed) = (Known::default(), AllowedAddresses::default());
-        channel::accept(&[self.at], &ca.agent().identity(), accepter, &known, &allowed, &clock()).await
+        channel::accept(addresses, &ca.agent().identity(), accepter, &known, &allowed, &clock()).await
     }
 }
 
@@ -187,5 +191,126 @@ async fn strangers_of_every_kind_get_nothing_from_the_exchange_and_the_honest_on
         assert!(rest.is_empty() || rest.len() == 6 && rest[0] == 0x7f, "{what}: {rest:?}");
     }
     assert_eq!(served.host.committed.load(Ordering::SeqCst), 0);
+    assert!(served.accept(&served.token()).await.is_ok());
+}
+
+#[tokio::test]
+async fn each_address_of_the_token_is_tried_until_its_agent_answers() {
+    let (served, other) = (serve().await, serve().await);
+    // Bound and not listening: whoever connects is refused.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = (nobody.local_addr().unwrap(), nobody);
+    // Accepts, and closes before a handshake: an agent without an open invitation, or no agent.
+    let closing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closes = closing.local_addr().unwrap();
+    let supervisor = Supervisor::new(Shutdown::new());
+    supervisor.spawner().spawn("closing", async move { while closing.accept().await.is_ok() {} });
+    let token = served.token();
+    let all = [nobody.0, closes, other.at, served.at];
+    for turned in 0..all.len() {
+        let mut addresses = all;
+        addresses.rotate_left(turned);
+        let agreed = served.accept_at(&token, &addresses).await;
+        assert!(agreed.is_ok(), "{turned}: {agreed:?}");
+    }
+    assert_eq!(served.host.committed.load(Ordering::SeqCst), all.len());
+    assert_eq!(other.host.committed.load(Ordering::SeqCst), 0);
+    let failed = |addresses: Vec<SocketAddr>| {
+        let (served, token) = (&served, &token);
+        async move { served.accept_at(token, &addresses).await.err() }
+    };
+    let none = failed(vec![nobody.0]).await;
+    assert!(matches!(none, Some(ChannelError::Unreachable(_))), "{none:?}");
+    let closed = failed(vec![closes, nobody.0]).await;
+    assert!(matches!(closed, Some(ChannelError::Closed(_))), "{closed:?}");
+    let impostor = failed(vec![closes, other.at, nobody.0]).await;
+    assert!(matches!(impostor, Some(ChannelError::Claim(_))), "{impostor:?}");
+}
+
+/// A served exchange with one client, and what came of it.
+async fn exchange_with<F: Future<Output = ()>>(
+    client: impl FnOnce(tokio_rustls::client::TlsStream<TcpStream>) -> F,
+) -> (Result<Redemption, ChannelError>, Duration) {
+    let (acme, stranger) = (TestCa::new("acme.example"), TestCa::new("stranger.example"));
+    let identity = acme.agent().identity();
+    let host = Inviting { document: document(&acme).encode().unwrap(), ..Inviting::default() };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(server_config(&identity, vec![acme.root().clone()]));
+    let dial = async {
+        let config = stranger_client(Some(&stranger.agent()), &[b"hamlet-peering/1"]);
+        let name = ServerName::try_from("acme.example").unwrap();
+        TlsConnector::from(config).connect(name, TcpStream::connect(at).await.unwrap()).await.unwrap()
+    };
+    let accept = async { acceptor.accept(listener.accept().await.unwrap().0).await.unwrap() };
+    let (tls, served) = tokio::join!(dial, accept);
+    let began = tokio::time::Instant::now();
+    let clock = clock();
+    let serve = async {
+        let ended = channel::serve(served, &identity, &host, &clock).await;
+        (ended, began.elapsed())
+    };
+    let (ended, ()) = tokio::join!(serve, client(tls));
+    assert_eq!(host.committed.load(Ordering::SeqCst), 0);
+    ended
+}
+
+/// Reads to the other side's end, for which nothing but a timer is left to wait: the clock moves to it
+/// by itself.
+async fn read_out(tls: &mut tokio_rustls::client::TlsStream<TcpStream>) {
+    tokio::time::pause();
+    let mut rest = vec![];
+    let _ = tls.read_to_end(&mut rest).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn an_exchange_ends_after_ten_seconds_however_the_other_side_passes_them() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let open = || {
+        let stranger = TestCa::new("globex.example");
+        let token = Token {
+            id: ID,
+            secret: Secret::new([1; 32]),
+            addresses: vec![AgentAddress::parse("127.0.0.1:1").unwrap()],
+            trust_domain: stranger.trust_domain().clone(),
+            agent_id: stranger.agent_id(),
+            roots: vec![[0; 32]],
+            expires: clock().wall() + Duration::from_secs(60),
+            expected_domain: None,
+        };
+        Accepter::new(&token, vec![], random().unwrap()).open().encode()
+    };
+    let silent = exchange_with(|mut tls| async move { read_out(&mut tls).await }).await;
+    let slow = exchange_with(|mut tls| async move {
+        tokio::time::pause();
+        for byte in open() {
+            if tls.write_all(&[byte]).await.is_err() || tls.flush().await.is_err() {
+                break;
+            }
+            tokio::time::sleep(SECOND).await;
+        }
+        tokio::time::resume();
+    })
+    .await;
+    let half = exchange_with(|mut tls| async move {
+        tls.write_all(&open()).await.unwrap();
+        let mut head = [0; 5];
+        tls.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[0], 2, "the offer came");
+        read_out(&mut tls).await;
+    })
+    .await;
+    for (what, (ended, after)) in [("silent", silent), ("slow", slow), ("half", half)] {
+        assert!(matches!(ended, Err(ChannelError::TimedOut)), "{what}: {ended:?}");
+        // What isn't waiting takes real time.
+        let in_time = after >= channel::EXCHANGE_DEADLINE && after < channel::EXCHANGE_DEADLINE * 2;
+        assert!(in_time, "{what}: {after:?}");
+    }
+    // Who breaks off earlier is no matter of time, and an honest one is served.
+    let (gone, _) = exchange_with(|tls| async move { drop(tls) }).await;
+    assert!(matches!(gone, Err(ChannelError::Io(_))), "{gone:?}");
+    let served = serve().await;
     assert!(served.accept(&served.token()).await.is_ok());
 }

@@ -4,11 +4,13 @@
 
 mod renewal;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hamlet_core::PeerName;
+use hamlet_core::causes::with_causes;
 use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{Expect, LocalIdentity, ProvenPeer, Role, TrustTable};
 use hamlet_runtime::{Backoff, Shutdown, Spawner, rarely};
@@ -74,7 +76,45 @@ struct Connected {
     life: Life,
 }
 
+/// Shortest time for one of several addresses.
+const ADDRESS_SHARE_MIN: Duration = Duration::from_secs(1);
+
+/// Tries addresses one after the other. Each has an equal share of `patience` to
+/// connect in, and a second at least. The error is the one that says most.
+async fn in_turn<T, F>(
+    addresses: &[SocketAddr],
+    patience: Duration,
+    attempt: impl Fn(SocketAddr, Duration) -> F,
+) -> Result<T, DialError>
+where
+    F: Future<Output = Result<T, DialError>>,
+{
+    let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let share = (patience / count).max(ADDRESS_SHARE_MIN);
+    let mut worst: Option<DialError> = None;
+    for at in addresses {
+        match attempt(*at, share).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) => {
+                if worst.as_ref().is_none_or(|worst| worst.says() < error.says()) {
+                    worst = Some(error);
+                }
+            }
+        }
+    }
+    Err(worst.unwrap_or_else(|| DialError::Connect("it".to_owned(), "no address to dial".to_owned())))
+}
+
 impl DialError {
+    /// How much it says of the peer: that somebody else answers is more than that nobody does.
+    fn says(&self) -> u8 {
+        match self {
+            DialError::Connect(..) => 0,
+            DialError::Tls(..) | DialError::Http(..) => 1,
+            DialError::Untrusted(..) | DialError::OurIdentity(_) => 2,
+        }
+    }
+
     /// As the end of a stream: what we refuse is a refusal, all else is a peer that is down.
     fn end(&self) -> StreamEnd {
         let code = match self {
@@ -385,16 +425,36 @@ impl<J: LinkJudge> Dialler<J> {
         (end, Some(cell))
     }
 
+    /// Connects to the first of the name's addresses at which the peer answers.
     async fn connect(&self, address: &str) -> Result<Connected, DialError> {
-        let peer: &PeerName = self.link.peer();
         if let Some(why) = self.identity.unusable() {
             return Err(DialError::OurIdentity(why));
         }
-        let connect = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, TcpStream::connect(address));
-        let stream = match connect.await {
+        let unreachable = |why: String| DialError::Connect(address.to_owned(), why);
+        let found = transport::resolve(address).await.map_err(unreachable)?;
+        let attempt = |at: SocketAddr, patience: Duration| self.connect_at(address, at, patience);
+        let in_turn = in_turn(&found, transport::HANDSHAKE_DEADLINE, attempt);
+        let most = transport::HANDSHAKE_DEADLINE * 2;
+        let late = || unreachable(format!("no handshake with any of its addresses within {most:?}"));
+        tokio::time::timeout(most, in_turn).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn connect_at(
+        &self,
+        address: &str,
+        at: SocketAddr,
+        patience: Duration,
+    ) -> Result<Connected, DialError> {
+        let peer: &PeerName = self.link.peer();
+        let unreachable = |why: String| {
+            let at = at.to_string();
+            let named = if at == address { at } else { format!("{address} ({at})") };
+            DialError::Connect(named, why)
+        };
+        let stream = match tokio::time::timeout(patience, TcpStream::connect(at)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(DialError::Connect(address.to_owned(), error.to_string())),
-            Err(_) => return Err(DialError::Connect(address.to_owned(), "no answer within 5 s".to_owned())),
+            Ok(Err(error)) => return Err(unreachable(error.to_string())),
+            Err(_) => return Err(unreachable(format!("no answer within {patience:?}"))),
         };
         let tls_error = |text: String| DialError::Tls(address.to_owned(), text);
         let untrusted = |text: String| DialError::Untrusted(address.to_owned(), text);
@@ -410,7 +470,7 @@ impl<J: LinkJudge> Dialler<J> {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
                 let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-                return Err(ours.map_or_else(|| tls_error(transport::chain(&error)), untrusted));
+                return Err(ours.map_or_else(|| tls_error(with_causes(&error)), untrusted));
             }
             Err(_) => return Err(tls_error("no complete handshake within 5 s".to_owned())),
         };
@@ -436,7 +496,7 @@ impl<J: LinkJudge> Dialler<J> {
         let (sender, connection) = builder
             .handshake(TokioIo::new(tls))
             .await
-            .map_err(|e| DialError::Http(address.to_owned(), transport::chain(&e)))?;
+            .map_err(|e| DialError::Http(address.to_owned(), with_causes(&e)))?;
         let (trust, link, ping_ms) = (self.trust.clone(), self.link.clone(), self.ping_ms.clone());
         self.spawner.spawn(format!("dial/{peer}"), async move {
             let mut changed = trust.changed();
@@ -533,6 +593,41 @@ impl tower::Service<http::Request<Body>> for Transport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_of_a_name_are_tried_in_turn_and_one_that_is_silent_takes_only_its_share() {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let at = |n: u8| SocketAddr::from(([192, 0, 2, n], 7443));
+        let named = || "agent.acme.example:7443".to_owned();
+        // 1 refuses, 2 is silent, 3 is somebody else, 4 is the peer.
+        let attempt = |at: SocketAddr, patience: Duration| async move {
+            let SocketAddr::V4(v4) = at else { unreachable!() };
+            match v4.ip().octets()[3] {
+                1 => Err(DialError::Connect(named(), "refused".to_owned())),
+                2 => {
+                    tokio::time::sleep(patience).await;
+                    Err(DialError::Connect(named(), "silent".to_owned()))
+                }
+                3 => Err(DialError::Untrusted(named(), "another id".to_owned())),
+                n => Ok(n),
+            }
+        };
+        let tried = |order: Vec<u8>| async move {
+            let addresses: Vec<SocketAddr> = order.into_iter().map(at).collect();
+            let began = tokio::time::Instant::now();
+            (in_turn(&addresses, PATIENCE, attempt).await, began.elapsed())
+        };
+        assert!(matches!(tried(vec![4, 2]).await, (Ok(4), Duration::ZERO)), "nobody waits for the second");
+        assert!(matches!(tried(vec![1, 3, 4]).await, (Ok(4), _)));
+        let (silent_first, took) = tried(vec![2, 4]).await;
+        assert!(silent_first.is_ok() && took == PATIENCE / 2, "{took:?}");
+        let (_, took) = tried(vec![2; 8]).await;
+        assert_eq!(took, ADDRESS_SHARE_MIN * 8);
+        let (_, alone) = tried(vec![2]).await;
+        assert_eq!(alone, PATIENCE);
+        assert!(matches!(tried(vec![1, 3, 2]).await.0, Err(DialError::Untrusted(..))), "it says most");
+        assert!(matches!(tried(vec![]).await.0, Err(DialError::Connect(..))));
+    }
 
     #[test]
     fn an_end_that_dialling_makes_worse_is_answered_with_minutes_that_double() {

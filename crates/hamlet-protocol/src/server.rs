@@ -14,16 +14,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_core::PeerName;
+use hamlet_core::causes::with_causes;
 use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{
-    LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, SilentPlace, SilentSockets, TrustTable, read_hello,
+    LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace, SilentSockets,
+    TrustTable, read_hello,
 };
 use hamlet_runtime::{Clock, Shutdown, Spawner, rarely};
 use hyper::body::Incoming as Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::StartHandshake;
 use tokio_rustls::rustls::ServerConfig;
@@ -172,7 +174,7 @@ impl<J: LinkJudge> std::fmt::Debug for ServerContext<J> {
 impl AgentServer {
     /// Binds; port 0 takes any free one.
     pub async fn bind(address: SocketAddr) -> Result<AgentServer, BindError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+        let listener = listen(address).map_err(|source| BindError { address, source })?;
         let address = listener.local_addr().map_err(|source| BindError { address, source })?;
         Ok(AgentServer { listener, address, limits: SharedLimits::default(), annex: None })
     }
@@ -241,6 +243,13 @@ impl AgentServer {
     }
 }
 
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(STRANGERS_BACKLOG)
+}
+
 /// Who has come in.
 enum Entered {
     /// A peer's agent.
@@ -293,7 +302,7 @@ impl Door {
         let tls = handshake.map_err(|error| {
             // Our own refusal says more than the TLS alert that it became.
             let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-            ours.unwrap_or_else(|| transport::chain(&error))
+            ours.unwrap_or_else(|| with_causes(&error))
         })?;
         if let Some(serve) = serve {
             return Ok(Entered::Annex(tls, serve));
@@ -385,7 +394,7 @@ fn serve<J: LinkJudge>(
                             link.count_flood();
                             tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
                         } else if let Err(error) = outcome {
-                            tracing::debug!(%remote, error = %transport::chain(&error), "a peer's connection broke");
+                            tracing::debug!(%remote, error = %with_causes(&error), "a peer's connection broke");
                         }
                         break 'serving;
                     }

@@ -1,6 +1,7 @@
-//! Sockets and HTTP/2 as both ends use them: options, limits, and how errors are told.
+//! Sockets and HTTP/2 as both ends use them: options, and limits.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hamlet_runtime::Spawner;
@@ -30,8 +31,31 @@ pub const SERVER_PING: Duration = Duration::from_secs(10);
 pub const CLIENT_PING: Duration = Duration::from_secs(45);
 /// Longest time between our pings, after a server has complained of them.
 pub const CLIENT_PING_MAX: Duration = Duration::from_secs(600);
+/// What a client's HTTP/2 begins with: the preface and empty settings (RFC 9113, section 3.4). For
+/// those who only want to be answered.
+pub const HTTP2_OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// A ping must be answered within this: with [`SERVER_PING`] that makes 15 s.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Addresses of one name that are dialled; further ones are not.
+pub const NAME_ADDRESSES_MAX: usize = 8;
+
+/// The addresses that `HOST:PORT` stands for, or why there are none.
+pub(crate) async fn resolve(address: &str) -> Result<Vec<SocketAddr>, String> {
+    let looking = tokio::time::timeout(HANDSHAKE_DEADLINE, tokio::net::lookup_host(address));
+    let found = match looking.await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(format!("the name was not resolved within {HANDSHAKE_DEADLINE:?}")),
+    };
+    let mut addresses: Vec<SocketAddr> = vec![];
+    for at in found.take(NAME_ADDRESSES_MAX) {
+        if !addresses.contains(&at) {
+            addresses.push(at);
+        }
+    }
+    if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses) }
+}
 
 /// Sets the options that find a dead peer: keepalive after 5 s, every 5 s, twice; and a user
 /// timeout of [`USER_TIMEOUT`] for unacknowledged data. Invisible to the other side.
@@ -56,21 +80,6 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for SpawnExecutor {
     fn execute(&self, task: F) {
         self.0.spawn("http2", task);
     }
-}
-
-/// An error with all its sources, outermost first, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        source = inner.source();
-    }
-    text
 }
 
 /// Whether the other side closed the connection because we said too much on it, as a gRPC server
@@ -105,6 +114,13 @@ mod tests {
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(10)));
         assert!(SERVER_PING + PING_TIMEOUT <= Duration::from_secs(15));
         assert!(socket.tcp_nodelay().unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_address_is_its_only_one_and_a_name_without_a_port_has_none() {
+        assert_eq!(resolve("192.0.2.1:7443").await, Ok(vec![([192, 0, 2, 1], 7443).into()]));
+        assert_eq!(resolve("[2001:db8::1]:7443").await.unwrap().len(), 1);
+        assert!(resolve("192.0.2.1").await.is_err());
     }
 
     /// A server's GOAWAY with this code, as the client's connection tells of it.

@@ -28,7 +28,29 @@ impl End {
         cpu: Option<usize>,
         arguments: &[String],
     ) -> anyhow::Result<End> {
-        let mut command = Command::new(std::env::current_exe().context("who am I?")?);
+        let program = Command::new(std::env::current_exe().context("who am I?")?);
+        End::start_as(program, role, folder, cpu, arguments)
+    }
+
+    /// The same behind all others on its processor: it gets what they leave.
+    pub(super) fn start_behind(
+        role: &str,
+        folder: &Path,
+        cpu: Option<usize>,
+        arguments: &[String],
+    ) -> anyhow::Result<End> {
+        let mut program = Command::new("nice");
+        program.args(["-n", "19"]).arg(std::env::current_exe().context("who am I?")?);
+        End::start_as(program, role, folder, cpu, arguments)
+    }
+
+    fn start_as(
+        mut command: Command,
+        role: &str,
+        folder: &Path,
+        cpu: Option<usize>,
+        arguments: &[String],
+    ) -> anyhow::Result<End> {
         command.args(["bench-end", role, "--folder"]).arg(folder).args(arguments);
         if let Some(cpu) = cpu {
             command.args(["--cpu", &cpu.to_string()]);

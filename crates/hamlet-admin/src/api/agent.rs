@@ -185,6 +185,13 @@ pub struct AgentStatus {
     /// The sources of its local services.
     #[serde(default)]
     pub sources: Vec<SourceStatus>,
+    /// Invitations to peer that somebody may still use.
+    #[serde(default, skip_serializing_if = "is_none_open")]
+    pub invitations_open: u64,
+}
+
+fn is_none_open(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One thing that a person should look at.

@@ -20,8 +20,8 @@ use hamlet_gateway::{
     AddressName, AddressPool, EgressTable, Gateway, GatewayConfig, IngressTable, ListenerKind, Outcome,
 };
 use hamlet_identity::{PeerTrust, TrustTable};
-use hamlet_runtime::{Shutdown, Spawner, Supervisor, SystemClock};
-use hamlet_testkit::pki::{TestCa, trust_table};
+use hamlet_runtime::{Clock, Shutdown, Spawner, Supervisor, SystemClock};
+use hamlet_testkit::pki::{TestCa, TestLeaf, trust_table};
 use hamlet_testkit::{GENEROUS, eventually};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -63,10 +63,23 @@ pub fn config() -> GatewayConfig {
 
 impl Mesh {
     pub async fn start(ca: TestCa, peers: Vec<PeerTrust>, config: GatewayConfig) -> Mesh {
+        let leaf = ca.gateway();
+        Mesh::start_by(ca, &leaf, peers, config, SystemClock::shared()).await
+    }
+
+    /// The same with this leaf and another clock in the gateway; trust and identity go by the
+    /// system's.
+    pub async fn start_by(
+        ca: TestCa,
+        leaf: &TestLeaf,
+        peers: Vec<PeerTrust>,
+        config: GatewayConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Mesh {
         let trust = trust_table(peers);
         let supervisor = Supervisor::new(Shutdown::new());
-        let identity = ca.gateway().identity();
-        let (spawner, clock) = (supervisor.spawner(), SystemClock::shared());
+        let identity = leaf.identity();
+        let spawner = supervisor.spawner();
         let gateway = Gateway::start(config, identity, None, trust.clone(), spawner, clock).await.unwrap();
         Mesh { ca, trust, gateway, supervisor }
     }

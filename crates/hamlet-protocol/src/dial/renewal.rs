@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use hamlet_core::causes::with_causes;
 use hamlet_runtime::{Backoff, Clock, Shutdown};
 use http::header::CONTENT_TYPE;
 use hyper::client::conn::http2::SendRequest;
@@ -179,8 +180,8 @@ async fn knock(mut sender: SendRequest<Body>, address: &str) -> Result<(), Strin
         .header("te", "trailers")
         .body(Body::empty())
         .map_err(|e| e.to_string())?;
-    sender.ready().await.map_err(|e| transport::chain(&e))?;
-    sender.send_request(request).await.map(|_| ()).map_err(|e| transport::chain(&e))
+    sender.ready().await.map_err(|e| with_causes(&e))?;
+    sender.send_request(request).await.map(|_| ()).map_err(|e| with_causes(&e))
 }
 
 #[cfg(test)]

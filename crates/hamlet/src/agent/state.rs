@@ -169,6 +169,8 @@ impl Agent {
         };
         let mut metrics = MetricsText::new(BUILD.version, BUILD.commit);
         entered.gateway.metrics().register(metrics.registry_mut());
+        let peering = Peering::new(kept.ledger);
+        peering.metrics.register(metrics.registry_mut());
         let load = LoadState {
             generation: 1,
             files: loaded.files,
@@ -193,7 +195,7 @@ impl Agent {
             ca_problem: entered.own.ca_problem,
             gateway: entered.gateway,
             store: opened.store,
-            peering: Peering::new(kept.ledger),
+            peering,
             kept: Mutex::new(opened.peers),
             damage,
             local,

@@ -236,6 +236,7 @@ impl StateSource for Agent {
             authority: self.authority().map(|authority| self.with_missing(authority)),
             ca_problem: self.ca_problem.clone(),
             sources: vec![self.file_source()],
+            invitations_open: self.invitations_open(),
         }
     }
 

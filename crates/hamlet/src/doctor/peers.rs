@@ -9,6 +9,7 @@ use hamlet_identity::{
     Authorities, Expect, Lenience, LocalIdentity, PeerTrust, Role, TrustBundle, TrustTable, Validity,
     agent_client_config, peer_server_name, proven_server, refusal_in,
 };
+use hamlet_protocol::transport::HTTP2_OPENING;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -18,10 +19,6 @@ use super::{AT_ONCE, Examination, Finding, age, of_expiry};
 use crate::agent::bundles::read_bundle;
 use crate::agent::peers::{revoked, trusted};
 use crate::config::{CrlFile, PeerAddress, PeerConfig};
-
-/// What HTTP/2 begins with: the preface and empty settings (RFC 9113, section 3.4). In TLS 1.3 a
-/// client learns only from the first byte of an answer that its own certificate was taken.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// All peers, several at a time, in order of their names.
 pub(super) async fn all(look: &Examination<'_>, identity: Option<&Arc<LocalIdentity>>) -> Vec<Finding> {
@@ -240,7 +237,9 @@ fn refused(about: &str, error: &std::io::Error) -> Finding {
 /// Whether the other side takes our certificate: it says a word of HTTP/2, or closes.
 async fn taken(stream: &mut TlsStream<TcpStream>, patience: Duration) -> Result<(), String> {
     let asking = async {
-        stream.write_all(HTTP2_PREFACE).await?;
+        // In TLS 1.3 a client learns only from the first byte of an answer that its own certificate
+        // was taken.
+        stream.write_all(HTTP2_OPENING).await?;
         stream.read_u8().await
     };
     match tokio::time::timeout(patience, asking).await {

@@ -26,6 +26,7 @@ impl Fake {
 impl StateSource for Fake {
     fn agent(&self) -> AgentStatus {
         AgentStatus {
+            invitations_open: 0,
             mesh: "acme".into(),
             trust_domain: "acme.example".into(),
             version: env!("CARGO_PKG_VERSION").into(),

@@ -7,9 +7,11 @@ use hamlet_admin::api::{
     AgentStatus, BeatStatus, IdentityStatus, ImportProgress, ListenerStatus, PeerState, PeerStatus, Proof,
     PublishProgress, RoundsStatus, SourceStatus, StallKind,
 };
-use hamlet_admin::metrics::{MetricsText, Scrape};
+use hamlet_admin::metrics::{MetricsText, PeeringMetrics, PeeringSide, Scrape};
 use hamlet_gateway::metrics::{ConnectionLabels, ListenerLabels, ResponseLabels};
 use hamlet_gateway::{GatewayMetrics, ListenerKind, Outcome};
+use hamlet_peering::Refusal;
+use hamlet_peering::channel::{AGREED, OUTCOMES};
 
 use crate::source::committed;
 
@@ -28,6 +30,9 @@ fn scrape() -> String {
     }
     let mut text = MetricsText::new("0.0.0", "none");
     gateway.register(text.registry_mut());
+    let peering = PeeringMetrics::default();
+    peering.ended(PeeringSide::inviter, AGREED);
+    peering.register(text.registry_mut());
     let proof = Proof::Equal { age_ms: 1 };
     let peer = PeerStatus {
         name: "globex".into(),
@@ -108,12 +113,15 @@ fn the_page_of_metrics_lists_what_a_scrape_gives() {
     let list = |words: Vec<&str>| words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
     let listeners = list(ListenerKind::ALL.iter().map(|l| l.as_str()).collect());
     let outcomes = list(Outcome::ALL.iter().map(|o| o.as_str()).collect());
+    let refusals = Refusal::ALL.iter().map(|refusal| refusal.word());
+    let exchanges = list(OUTCOMES.into_iter().chain(refusals).collect());
     let states = list(PeerState::WORDS.to_vec());
     let stalls = list(StallKind::ALL.iter().map(|s| s.word()).collect());
     write!(
         page,
-        "\n`listener` of the gateway's metrics: {listeners}.\n\n`outcome`: {outcomes}.\n\n`state`: {states}.\n\n\
+        "\n`listener` of the gateway's metrics: {listeners}.\n\n`outcome` of the gateway's metrics: {outcomes}.\n\n`state`: {states}.\n\n\
          `stall`: {stalls}.\n\n`round`: `equal`, `buckets`, `all`.\n\n\
+         `side`: `inviter`, `accepter`. `outcome` of `hamlet_peering_exchanges_total`: {exchanges}.\n\n\
          `flow`: `publish`, `import`. `class`: the first digit of the HTTP status.\n"
     )
     .unwrap();

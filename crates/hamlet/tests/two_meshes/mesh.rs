@@ -251,9 +251,16 @@ impl Mesh {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let code = output.status.code().expect("it was killed by a signal");
         let outcome = Outcome { code, out: text(output.stdout), err: text(output.stderr) };
-        for shown in [&outcome.out, &outcome.err] {
-            self.assert_clean(&format!("hamlet {args:?}"), shown);
+        if let Some(at) = args.iter().position(|arg| *arg == "--file") {
+            self.plant_token(&fs::read_to_string(args[at + 1]).unwrap_or_default());
         }
+        let invites = args.starts_with(&["peer", "invite"]);
+        if invites {
+            self.plant_token(&outcome.out);
+        } else {
+            self.assert_clean(&format!("hamlet {args:?}"), &outcome.out);
+        }
+        self.assert_clean(&format!("what hamlet {args:?} says beside"), &outcome.err);
         outcome
     }
 
@@ -270,7 +277,12 @@ impl Mesh {
         let output = child.wait_with_output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let code = ended.code().expect("it was killed by a signal");
-        Outcome { code, out: text(output.stdout), err: text(output.stderr) }
+        let outcome = Outcome { code, out: text(output.stdout), err: text(output.stderr) };
+        self.plant_token(input);
+        for shown in [&outcome.out, &outcome.err] {
+            self.assert_clean(&format!("hamlet {args:?}"), shown);
+        }
+        outcome
     }
 
     /// `hamlet ca ARGS`, which works on the folder and knows no socket, and must succeed.
@@ -335,6 +347,11 @@ impl Mesh {
     pub(crate) fn services(&self) -> Vec<String> {
         let list = self.json(&["get", "services"]);
         list["items"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// From now on this token is looked for, if it is one.
+    fn plant_token(&self, text: &str) {
+        self.canaries.borrow_mut().add_token(text);
     }
 
     /// Panics if `shown` gives a secret of this mesh away.

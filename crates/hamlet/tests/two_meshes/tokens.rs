@@ -2,6 +2,10 @@
 
 use std::fs;
 
+use hamlet_peering::channel::EXCHANGES_MAX;
+use hamlet_store::{Store, StoreOptions};
+use serde_json::Value;
+
 use crate::mesh::{Mesh, Outcome, Two};
 use crate::probe::{connect, echo, read_to_end};
 use crate::texts;
@@ -198,18 +202,129 @@ fn a_removed_peer_is_told_forgets_at_once_and_all_connections_end() {
     two.until_in_sync();
 }
 
+/// What stands in the store between a removal's first step and its last: the intent, and no peer.
+fn cut_removal_short(mesh: &Mesh, peer: &str) {
+    let store = Store::open(&mesh.data(), StoreOptions::default()).unwrap().store;
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&store.get_document(name).unwrap().unwrap()).unwrap()
+    };
+    let (mut index, document) = (read("peering"), format!("peering/{peer}"));
+    index["peers"].as_array_mut().unwrap().retain(|name| name != peer);
+    index["leaving"].as_array_mut().unwrap().push(read(&document));
+    let changes = vec![("peering".to_owned(), Some(serde_json::to_vec(&index).unwrap())), (document, None)];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(store.put_documents(changes)).unwrap();
+    store.close().unwrap();
+}
+
+#[test]
+fn a_removal_that_a_crash_cut_short_stays_one_and_the_peer_is_refused_and_holds_on() {
+    let raw = Workload::echo();
+    let mut two = Two::strangers();
+    two.acme.declare("raw", "TCP", two.port, raw.at, "none");
+    two.start();
+    peered(&mut two);
+    two.acme.publish("raw", &["raw"], &two.globex);
+    two.globex.write("import.yaml", &texts::import(&two.acme));
+    two.globex.until_callable("acme/raw");
+    two.until_in_sync();
+    let at = two.egress("raw").unwrap();
+
+    two.acme.stop();
+    cut_removal_short(&two.acme, "globex");
+    // Without the peer it would name nobody, which is an error at the start.
+    two.acme.remove("publication-raw.yaml");
+    two.acme.start();
+    assert_eq!(two.acme.log().matches("could not be told").count(), 1);
+    for command in [["get", "peer", "globex"], ["peer", "describe", "globex"]] {
+        assert_eq!(two.acme.cli(&command).code, 5, "{command:?}");
+    }
+    assert!(!two.acme.data().join("peers/globex.pem").exists(), "its files went with it");
+    // The other side is refused, and keeps to its hold time: nobody said that we leave for good. A
+    // TLS 1.3 client may see no more of a refusal than the end, so it is either of the two states.
+    until("globex is refused", || {
+        let state = two.globex.peer(&two.acme)["state"]["kind"].clone();
+        if state == "refused" || state == "down" { Ok(()) } else { Err(state.to_string()) }
+    });
+    until_true("acme has refused it", || two.acme.log().contains("refused a connection to the agent port"));
+    assert!(two.globex.service("acme/raw").is_some());
+    let fails = connect(at).and_then(|mut s| echo(&mut s, "out"));
+    assert!(fails.is_err(), "the ingress serves a stranger");
+
+    // The record is gone with the next start, and both may peer anew.
+    two.acme.stop();
+    two.acme.start();
+    assert_eq!(two.acme.log().matches("could not be told").count(), 1);
+    two.globex.remove("import.yaml");
+    assert!(matches!(two.globex.cli(&["peer", "remove", "acme"]).code, 0 | 3));
+    peered(&mut two);
+    two.until_in_sync();
+}
+
+/// A stranger with a certificate at an agent's port.
+struct Stranger {
+    runtime: tokio::runtime::Runtime,
+    ca: hamlet_testkit::pki::TestCa,
+    at: std::net::SocketAddr,
+}
+
+type Line = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+
+impl Stranger {
+    fn at(mesh: &Mesh) -> Stranger {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Stranger { runtime, ca: hamlet_testkit::pki::TestCa::new("stranger.example"), at: mesh.at.agent }
+    }
+
+    /// Begins an exchange, if the port agrees to it.
+    fn begin(&self, alpn: &[&[u8]]) -> Option<Line> {
+        let config = hamlet_testkit::tls::stranger_client(Some(&self.ca.agent()), alpn);
+        let tls = self.runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(self.at).await.unwrap();
+            let name = tokio_rustls::rustls::pki_types::ServerName::try_from("acme.example").unwrap();
+            tokio_rustls::TlsConnector::from(config).connect(name, stream).await
+        });
+        tls.ok().filter(|tls| tls.get_ref().1.alpn_protocol() == Some(b"hamlet-peering/1"))
+    }
+
+    /// Whether the other side has not closed it.
+    fn is_open(&self, line: &mut Line) -> bool {
+        let look = async {
+            let moment = std::time::Duration::from_millis(1);
+            tokio::time::timeout(moment, tokio::io::AsyncReadExt::read_u8(line)).await
+        };
+        self.runtime.block_on(look).is_err()
+    }
+}
+
 /// Whether the agent's port agrees on an ALPN with a stranger who has a certificate.
 fn agrees(mesh: &Mesh, alpn: &[&[u8]]) -> bool {
-    let stranger = hamlet_testkit::pki::TestCa::new("stranger.example");
-    let config = hamlet_testkit::tls::stranger_client(Some(&stranger.agent()), alpn);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let at = mesh.at.agent;
-    runtime.block_on(async move {
-        let stream = tokio::net::TcpStream::connect(at).await.unwrap();
-        let name = tokio_rustls::rustls::pki_types::ServerName::try_from("acme.example").unwrap();
-        let connected = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
-        connected.is_ok_and(|tls| tls.get_ref().1.alpn_protocol() == Some(b"hamlet-peering/1"))
-    })
+    Stranger::at(mesh).begin(alpn).is_some()
+}
+
+#[test]
+fn a_ninth_exchange_at_a_time_is_refused_and_has_a_place_when_another_ends() {
+    const ALPN: &[&[u8]] = &[b"hamlet-peering/1"];
+    let mut two = Two::strangers();
+    two.start();
+    let token = invite(&two.acme, &["globex"]);
+    let stranger = Stranger::at(&two.acme);
+    // Who says nothing is thrown out after ten seconds: on a slow machine some may be gone already.
+    let mut eight = until("eight are open and a ninth is not", || {
+        let mut eight: Vec<Line> = (0..EXCHANGES_MAX).filter_map(|_| stranger.begin(ALPN)).collect();
+        let ninth = stranger.begin(ALPN);
+        let all_open = eight.len() == EXCHANGES_MAX && eight.iter_mut().all(|l| stranger.is_open(l));
+        assert!(ninth.is_none() || !all_open, "a ninth exchange was begun beside eight");
+        if ninth.is_none() && all_open { Ok(eight) } else { Err(format!("{} are open", eight.len())) }
+    });
+    let refused = accept(&two.globex, &token);
+    let all_open = eight.iter_mut().all(|line| stranger.is_open(line));
+    assert!(!all_open || (refused.code == 1 && refused.err.contains("too many at once")), "{refused:?}");
+    drop(eight);
+    if refused.code != 0 {
+        until_true("the honest one has a place", || accept(&two.globex, &token).code == 0);
+    }
+    assert_eq!(words(&two.acme, &two.globex), words(&two.globex, &two.acme));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub(super) use consumer::Synced;
-pub(super) use flood::{Called, STRANGERS, Struck};
+pub(super) use flood::{Called, Struck};
 pub(super) use limits::Counted;
 pub(super) use owner::Changed;
 pub(super) use proxy::Passed;
@@ -87,6 +87,12 @@ pub(crate) struct EndOptions {
     /// Consumers of the swarm; for an owner, how many it knows beside the one mesh.
     #[arg(long, default_value_t = 0)]
     members: usize,
+    /// Handshakes of strangers that run at a time.
+    #[arg(long, default_value_t = 0)]
+    strangers: usize,
+    /// Handshakes that are begun at a time, and abandoned.
+    #[arg(long, default_value_t = 0)]
+    abandoners: usize,
     /// The first of them in this process.
     #[arg(long, default_value_t = 0)]
     first: usize,

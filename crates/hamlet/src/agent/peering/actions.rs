@@ -8,6 +8,7 @@ use hamlet_admin::api::{
     ApiError, ErrorCode, InvitationStatus, Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer,
     PeeringRequest, PeeringStanding, PeeringTerms, TokenText,
 };
+use hamlet_admin::metrics::PeeringSide;
 use hamlet_core::rejection::one_line;
 use hamlet_core::{AddressRange, PeerName, TrustDomain};
 use hamlet_identity::fingerprint_of;
@@ -193,6 +194,8 @@ impl Agent {
         let accepter = Accepter::new(&token, document, nonce);
         let identity = &self.agent_identity;
         let agreed = channel::accept(&addresses, identity, accepter, &known, &allowed, &self.clock).await;
+        let outcome = agreed.as_ref().map_or_else(channel::ChannelError::word, |_| channel::AGREED);
+        self.peering.metrics.ended(PeeringSide::accepter, outcome);
         let agreement = agreed.map_err(|error| {
             tracing::warn!(domain = %token.trust_domain, %error, "a token could not be accepted");
             refused(error.to_string())

@@ -9,6 +9,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use hamlet_admin::metrics::PeeringSide;
 use hamlet_core::PeerName;
 use hamlet_identity::peering::{offers_peering, server_config};
 use hamlet_peering::channel::{self, ChannelError, Host, Terms};
@@ -31,7 +32,10 @@ impl Annex for PeeringAnnex {
         if !offers_peering(hello) || !agent.peering.ledger().is_any_open(agent.clock.wall()) {
             return None;
         }
-        let permit = agent.peering.exchanges.clone().try_acquire_owned().ok()?;
+        let Ok(permit) = agent.peering.exchanges.clone().try_acquire_owned() else {
+            agent.peering.metrics.ended(PeeringSide::inviter, channel::TOO_MANY);
+            return None;
+        };
         let roots = match agent.own_roots(&agent.config()) {
             Ok(roots) => roots,
             Err(why) => {
@@ -54,7 +58,10 @@ impl Annex for PeeringAnnex {
 impl Agent {
     async fn serve_exchange(self: &Arc<Agent>, tls: TlsStream<TcpStream>, remote: SocketAddr) {
         let host = Inviting { agent: self.clone() };
-        match channel::serve(tls, &self.agent_identity, &host, &self.clock).await {
+        let ended = channel::serve(tls, &self.agent_identity, &host, &self.clock).await;
+        let outcome = ended.as_ref().map_or_else(ChannelError::word, |_| channel::AGREED);
+        self.peering.metrics.ended(PeeringSide::inviter, outcome);
+        match ended {
             Ok(redemption) => {
                 let domain = &redemption.document.trust_domain;
                 tracing::info!(%remote, %domain, invitation = short_id(&redemption.id), "an invitation was used");

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use hamlet_admin::metrics::PeeringMetrics;
 use hamlet_core::PeerName;
 use hamlet_identity::peering::{Claim, bundle_of, key_fingerprint, proven_by};
 use hamlet_identity::{TrustBundle, Usage, Validity, fingerprint_of};
@@ -84,6 +85,8 @@ pub(super) struct Peering {
     exchanges: Arc<Semaphore>,
     /// Wrong proofs in the minute that began then, by invitation.
     wrong: Mutex<BTreeMap<InvitationId, (Duration, u32)>>,
+    /// How exchanges ended.
+    pub(super) metrics: PeeringMetrics,
 }
 
 impl Peering {
@@ -93,6 +96,7 @@ impl Peering {
             turn: Semaphore::new(1),
             exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)),
             wrong: Mutex::default(),
+            metrics: PeeringMetrics::default(),
         }
     }
 
@@ -151,6 +155,12 @@ impl Agent {
         drop(turn);
         self.bump();
         Ok(outcome)
+    }
+
+    /// Invitations that somebody may still use.
+    pub(super) fn invitations_open(&self) -> u64 {
+        let (ledger, now) = (self.peering.ledger(), self.clock.wall());
+        ledger.invitations.iter().filter(|invitation| invitation.is_unused(now)).count() as u64
     }
 
     /// Writes the derived files and takes the configuration with the ledger as it is now; returns

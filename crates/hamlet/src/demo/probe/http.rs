@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use hamlet_core::causes::with_causes;
 use http::Request;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -57,7 +58,7 @@ pub(in crate::demo) async fn call(call: &Call<'_>) -> Result<Answer, String> {
         let status = response.status().as_u16();
         let error = response.headers().get("x-hamlet-error");
         let error = error.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
-        let body = response.into_body().collect().await.map_err(text)?.to_bytes();
+        let body = response.into_body().collect().await.map_err(|e| with_causes(&e))?.to_bytes();
         Ok(Answer { status, error, body: String::from_utf8_lossy(&body).into_owned() })
     }))
     .await
@@ -79,7 +80,7 @@ pub(in crate::demo) async fn broken_off(
         loop {
             match body.frame().await {
                 Some(Ok(_)) => drop(begun.take().map(|b| b.send(()))),
-                Some(Err(error)) => return Ok(text(error)),
+                Some(Err(error)) => return Ok(with_causes(&error)),
                 None => return Err("the call ended as if the answer were whole".to_owned()),
             }
         }
@@ -93,28 +94,17 @@ async fn exchange<T>(
 ) -> Result<T, String> {
     let stream = TcpStream::connect(call.to).await;
     let stream = stream.map_err(|e| format!("can't connect to {}: {e}", call.to))?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(text)?;
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| with_causes(&e))?;
     let mut request = Request::get(call.path).header("host", &call.host).header("connection", "close");
     for (name, value) in call.fields {
         request = request.header(*name, *value);
     }
-    let request = request.body(Empty::<Bytes>::new()).map_err(text)?;
+    let request = request.body(Empty::<Bytes>::new()).map_err(|e| with_causes(&e))?;
     let asking = async move {
-        let response = sender.send_request(request).await.map_err(text)?;
+        let response = sender.send_request(request).await.map_err(|e| with_causes(&e))?;
         read(response).await
     };
     // The connection ends once the sender is gone; what went wrong with it, the reader saw too.
     let (out, _) = futures::join!(asking, connection);
     out
-}
-
-/// An error with its causes.
-fn text(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text += &format!(": {inner}");
-        cause = inner.source();
-    }
-    text
 }

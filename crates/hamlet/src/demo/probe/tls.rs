@@ -12,6 +12,7 @@ use hamlet_identity::{
     LocalIdentity, PeerTrust, TrustBundle, TrustTable, agent_client_config, agent_server_name,
     gateway_client_config,
 };
+use hamlet_protocol::transport::HTTP2_OPENING;
 use hamlet_runtime::SystemClock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -21,9 +22,6 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::in_time;
 use crate::config::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
-
-/// What HTTP/2 begins with: the preface and empty settings (RFC 9113, section 3.4).
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// The server's side of trust, as a caller from another mesh has it.
 pub(in crate::demo) struct Knocker {
@@ -93,7 +91,7 @@ impl Knocker {
     pub(in crate::demo) async fn agent(&self, to: SocketAddr) -> Result<Heard, String> {
         let identity = self.identity("agent")?;
         let config = agent_client_config(&identity, &self.trust, &self.peer);
-        in_time(knock(config, to, agent_server_name(&self.domain), HTTP2_PREFACE)).await
+        in_time(knock(config, to, agent_server_name(&self.domain), HTTP2_OPENING)).await
     }
 }
 
