@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Unstructured;
-use hamlet_core::digest::{DigestTree, leaf};
+use hamlet_core::digest::{DigestTree, Level, Scope, bucket_of, key_hash, leaf};
 use hamlet_core::rejection::one_line;
 use hamlet_core::{
     AddressRange, DnsLabel, EndpointAddress, Fqdn, NameSuffix, PeerName, PortRange, ServiceName, SpiffeId,
@@ -213,8 +213,17 @@ pub(crate) fn digests(input: &[u8]) {
     assert_eq!((root, count), anew(&model));
     assert_eq!(count, model.len() as u64);
     if let Some((key, value)) = model.iter().next().map(|(k, v)| (k.clone(), *v)) {
+        let mut other = tree.clone();
+        other.insert(&key, leaf("t", &key, &[value.wrapping_add(1)]));
+        let place = bucket_of(&key_hash(&key));
         model.insert(key, value.wrapping_add(1));
         assert_ne!(root, anew(&model).0, "another value has another root");
+        let mut among = Some(Scope::whole(Level::One));
+        while let Some(nodes) = among {
+            let differ = tree.differing(&nodes, &other.cut_hashes(&nodes)).expect("as many hashes");
+            assert!(differ.count() == 1 && differ.contains(place), "going down ends at the one key");
+            among = differ.children();
+        }
     }
 }
 

@@ -63,7 +63,11 @@ pub(crate) fn offered_v1(mesh: &str, name: &str) -> Bytes {
 fn controls() -> Vec<ext::Control> {
     use ext::control::Kind;
     let root = || Bytes::from(vec![7; 32]);
-    let held = ext::Held { round: 1, root: root(), ..ext::Held::default() };
+    let hashes = Bytes::from(vec![0; 256]);
+    let held =
+        ext::Held { round: 1, digest_version: 1, root: root(), count: 300, hashes, ..ext::Held::default() };
+    let scope = Bytes::from_static(&[0, 0, 1, 0]);
+    let mode = ext::begin::Mode::WantBuckets as i32;
     let kinds = [
         Kind::Hello(ext::Hello {
             version: 1,
@@ -81,6 +85,14 @@ fn controls() -> Vec<ext::Control> {
             ..ext::Bookmark::default()
         }),
         Kind::Proof(ext::Proof { seq: 1, verdict: 1, ..ext::Proof::default() }),
+        Kind::Begin(ext::Begin { round: 1, mode, level: 1, scope }),
+        Kind::Buckets(ext::Buckets {
+            round: 1,
+            level: 2,
+            first: 0,
+            hashes: Bytes::from(vec![7; 256]),
+            last: true,
+        }),
         Kind::Goodbye(ext::Goodbye { reason: 1, retry_after_ms: 5_000 }),
         Kind::Bundle(bundle()),
         Kind::BundleAck(ext::BundleAck {

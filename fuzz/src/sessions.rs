@@ -86,6 +86,14 @@ enum Control {
     Goodbye {
         reason: i8,
     },
+    /// Hashes of so many nodes below those of level 1 or 2.
+    Buckets {
+        round: u32,
+        level: u8,
+        first: u16,
+        nodes: u8,
+        last: bool,
+    },
     /// A control as the wire has it, whatever it is: the kinds that other versions know, too.
     Wire([u8; 12]),
     Empty,
@@ -99,10 +107,33 @@ fn root(kind: u8) -> Bytes {
     }
 }
 
+/// What a consumer says it holds: nothing, or so much that it is compared down to some level.
+fn held(round: u32, of: u8, full: bool) -> ext::Held {
+    let holds = (100..=199).contains(&of);
+    ext::Held {
+        round,
+        root: root(of),
+        full,
+        digest_version: u32::from(holds),
+        count: if holds { u64::from(of - 99) * 100 } else { 0 },
+        hashes: Bytes::from(vec![of & 1; if holds { 256 } else { 0 }]),
+        ..ext::Held::default()
+    }
+}
+
+/// Some nodes of a level, of as many as it has; or of another one.
+fn scope(level: u32) -> Bytes {
+    Bytes::from(match level {
+        1 => vec![3; 4],
+        2 => vec![1; 128],
+        3 => vec![0; 4_096],
+        other => vec![1; other as usize % 200],
+    })
+}
+
 impl Control {
     fn wire(self) -> ext::Control {
         use ext::control::Kind;
-        let held = |round, of, full| ext::Held { round, root: root(of), full, ..ext::Held::default() };
         let kind = match self {
             Control::Hello { version, held: said, window } => Kind::Hello(ext::Hello {
                 version,
@@ -112,8 +143,15 @@ impl Control {
             }),
             Control::Held { round, root, full } => Kind::Held(held(round, root, full)),
             Control::Begin { round, mode, level } => {
-                Kind::Begin(ext::Begin { round, mode: mode.into(), level, ..ext::Begin::default() })
+                Kind::Begin(ext::Begin { round, mode: mode.into(), level, scope: scope(level) })
             }
+            Control::Buckets { round, level, first, nodes, last } => Kind::Buckets(ext::Buckets {
+                round,
+                level: level.into(),
+                first: first.into(),
+                hashes: Bytes::from(vec![1; usize::from(nodes) * 256]),
+                last,
+            }),
             Control::Bookmark { seq, round, root: of, count } => Kind::Bookmark(ext::Bookmark {
                 seq,
                 round,

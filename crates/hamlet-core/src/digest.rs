@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sha2::{Digest as _, Sha256};
 
 use crate::durable::Hash32;
-use crate::seeded::{SeededBug, is_on};
+use crate::seeded::{SeededBug, is_on, least_level};
 
 /// Number of buckets: 32 to the third.
 pub const BUCKETS: u32 = 32_768;
@@ -59,11 +59,17 @@ pub enum Level {
 impl Level {
     /// The smallest level with at most four keys a hash on average; [`Level::Three`] for more.
     pub fn for_count(count: u64) -> Level {
-        match count {
+        let level = match count {
             0..=128 => Level::One,
             129..=4_096 => Level::Two,
             _ => Level::Three,
-        }
+        };
+        level.max(Level::from_number(least_level()).unwrap_or(Level::One))
+    }
+
+    /// The next finer level; nothing is below the buckets.
+    pub fn finer(self) -> Option<Level> {
+        Level::from_number(self.number() + 1)
     }
 
     /// 1, 2 or 3, as on the wire.
@@ -108,6 +114,22 @@ impl Scope {
         Scope { level, bits: vec![0; level.nodes() / 8] }
     }
 
+    /// Every node.
+    pub fn whole(level: Level) -> Scope {
+        Scope { level, bits: vec![0xff; level.nodes() / 8] }
+    }
+
+    /// All children of its nodes, at the next finer level; nothing is below the buckets.
+    pub fn children(&self) -> Option<Scope> {
+        let mut children = Scope::empty(self.level.finer()?);
+        for (node, bits) in children.bits.chunks_mut(FAN as usize / 8).enumerate() {
+            if self.has(node) {
+                bits.fill(0xff);
+            }
+        }
+        Some(children)
+    }
+
     /// The scope of a bitmap on the wire; `None` if it hasn't a bit for each node.
     pub fn from_bytes(level: Level, bits: &[u8]) -> Option<Scope> {
         (bits.len() == level.nodes() / 8).then(|| Scope { level, bits: bits.to_vec() })
@@ -130,8 +152,16 @@ impl Scope {
 
     /// Whether a bucket lies in it.
     pub fn contains(&self, bucket: u16) -> bool {
-        let node = self.level.node_of(bucket);
+        self.has(self.level.node_of(bucket))
+    }
+
+    fn has(&self, node: usize) -> bool {
         self.bits.get(node / 8).is_some_and(|byte| byte & (1 << (node % 8)) != 0)
+    }
+
+    /// The nodes in it, in order.
+    fn nodes(&self) -> impl Iterator<Item = usize> {
+        (0..self.level.nodes()).filter(|node| self.has(*node))
     }
 
     fn add(&mut self, node: usize) {
@@ -225,31 +255,28 @@ impl DigestTree {
         hasher.finalize().into()
     }
 
-    /// Hashes of one level from node `first` on, cut to [`CUT_BYTES`] each; at most `nodes` of them.
-    pub fn cut_hashes(&mut self, level: Level, first: usize, nodes: usize) -> Vec<u8> {
+    /// Hashes of some nodes in order, cut to [`CUT_BYTES`] each.
+    pub fn cut_hashes(&mut self, among: &Scope) -> Vec<u8> {
         self.settle();
-        let end = level.nodes().min(first.saturating_add(nodes));
-        let mut out = vec![0; end.saturating_sub(first) * CUT_BYTES];
-        let hashes = self.level(level);
-        let range = (first.min(end) as u16)..=(end.saturating_sub(1) as u16);
-        if first < end {
-            for (&at, hash) in hashes.range(range) {
-                let from = (usize::from(at) - first) * CUT_BYTES;
-                out[from..from + CUT_BYTES].copy_from_slice(&hash[..CUT_BYTES]);
-            }
+        let hashes = self.level(among.level);
+        let mut out = Vec::with_capacity(among.count() as usize * CUT_BYTES);
+        for node in among.nodes() {
+            let hash = hashes.get(&(node as u16)).unwrap_or(&EMPTY);
+            out.extend_from_slice(&hash[..CUT_BYTES]);
         }
         out
     }
 
-    /// The nodes whose hashes differ from `theirs`: all cut hashes of a level in order. `None` if
-    /// they are not as many.
-    pub fn differing(&mut self, level: Level, theirs: &[u8]) -> Option<Scope> {
-        if theirs.len() != level.nodes() * CUT_BYTES {
+    /// Which of some nodes have other hashes than `theirs`: the cut hashes of `among` in order.
+    /// `None` if they are not as many.
+    pub fn differing(&mut self, among: &Scope, theirs: &[u8]) -> Option<Scope> {
+        if theirs.len() != among.count() as usize * CUT_BYTES {
             return None;
         }
-        let ours = self.cut_hashes(level, 0, level.nodes());
-        let mut scope = Scope::empty(level);
-        for (node, (a, b)) in ours.chunks(CUT_BYTES).zip(theirs.chunks(CUT_BYTES)).enumerate() {
+        let ours = self.cut_hashes(among);
+        let mut scope = Scope::empty(among.level);
+        let pairs = ours.chunks(CUT_BYTES).zip(theirs.chunks(CUT_BYTES));
+        for (node, (a, b)) in among.nodes().zip(pairs) {
             if a != b {
                 scope.add(node);
             }
@@ -374,30 +401,45 @@ mod tests {
         b.insert("k8", leaf("t", "k8", b"other"));
         b.insert("new", leaf("t", "new", b"1"));
         for level in [Level::One, Level::Two, Level::Three] {
-            let theirs = b.cut_hashes(level, 0, level.nodes());
-            let scope = a.differing(level, &theirs).unwrap();
+            let all = Scope::whole(level);
+            let theirs = b.cut_hashes(&all);
+            let scope = a.differing(&all, &theirs).unwrap();
             assert!((1..=3).contains(&scope.count()));
             for key in ["k7", "k8", "new"] {
                 assert!(scope.contains(bucket_of(&key_hash(key))), "{key} at {level:?}");
             }
             assert_eq!(Scope::from_bytes(level, scope.bytes()), Some(scope.clone()));
             assert_eq!(Scope::from_bytes(level, &scope.bytes()[1..]), None);
-            assert_eq!(a.differing(level, &theirs[8..]), None);
-            let same = b.cut_hashes(level, 0, level.nodes());
-            assert_eq!(b.differing(level, &same).unwrap().count(), 0);
+            assert_eq!(a.differing(&all, &theirs[8..]), None);
+            let same = b.cut_hashes(&all);
+            assert_eq!(b.differing(&all, &same).unwrap().count(), 0);
         }
     }
 
     #[test]
-    fn hashes_can_be_had_piece_by_piece() {
-        let mut t = tree(&[("a", "1"), ("b", "2"), ("c", "3")]);
-        let whole = t.cut_hashes(Level::Two, 0, 1_024);
-        let mut pieces = vec![];
-        for first in (0..1_024).step_by(100) {
-            pieces.extend(t.cut_hashes(Level::Two, first, 100));
-        }
-        assert_eq!(whole, pieces);
-        assert!(t.cut_hashes(Level::One, 32, 10).is_empty());
+    fn going_down_through_what_differs_ends_where_comparing_all_buckets_does() {
+        let many: Vec<(String, String)> = (0..5_000).map(|i| (format!("k{i}"), i.to_string())).collect();
+        let pairs: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let (mut a, mut b) = (tree(&pairs), tree(&pairs[..4_980]));
+        b.insert("k8", leaf("t", "k8", b"other"));
+        let all = Scope::whole(Level::Three);
+        let wanted = a.differing(&all, &b.cut_hashes(&all)).unwrap();
+        let (mut among, mut exchanged) = (Scope::whole(Level::One), 0);
+        let found = loop {
+            let theirs = b.cut_hashes(&among);
+            assert_eq!(theirs.len(), among.count() as usize * CUT_BYTES);
+            exchanged += theirs.len();
+            let scope = a.differing(&among, &theirs).unwrap();
+            match scope.children() {
+                Some(children) => among = children,
+                None => break scope,
+            }
+        };
+        assert_eq!(found, wanted);
+        assert!(exchanged < 16_384, "{exchanged} B for 21 keys, of 262,144 B of buckets");
+        let none = Scope::empty(Level::Two).children().unwrap();
+        assert_eq!((none.level(), none.count()), (Level::Three, 0));
+        assert!(a.cut_hashes(&none).is_empty());
     }
 
     #[test]

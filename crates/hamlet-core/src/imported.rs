@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::digest::{CUT_BYTES, DigestTree, Level, Scope, bucket_of, key_hash, leaf};
+use crate::digest::{DigestTree, Scope, bucket_of, key_hash, leaf};
 use crate::durable::{Hash32, HeardRecord, ImportChange, ImportRecord, Verdict};
 use crate::guard::{Guard, GuardSettings};
 use crate::import::ImportRules;
@@ -233,15 +233,10 @@ impl<J: Judge> ImportedSlice<J> {
         (self.digest.root(), self.digest.count())
     }
 
-    /// The level at which what was heard is best compared.
-    pub fn heard_level(&self) -> Level {
-        Level::for_count(self.digest.count())
-    }
-
-    /// Hashes of what was heard, from node `first` on, at most `nodes`, [`CUT_BYTES`] each.
-    pub fn heard_hashes(&mut self, level: Level, first: usize, nodes: usize) -> Vec<u8> {
-        debug_assert!(nodes <= usize::MAX / CUT_BYTES);
-        self.digest.cut_hashes(level, first, nodes)
+    /// Hashes of some nodes of the digest of what was heard, in order, cut to
+    /// [`CUT_BYTES`](crate::digest::CUT_BYTES) each.
+    pub fn heard_hashes(&mut self, among: &Scope) -> Vec<u8> {
+        self.digest.cut_hashes(among)
     }
 
     /// The owner's version of what was heard last under a key; 0 if it said none.

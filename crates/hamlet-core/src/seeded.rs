@@ -3,7 +3,8 @@
 //!
 //! Without the feature `seeded-bugs` there is no switch: [`is_on`] is `false` at compile time and
 //! nothing of this is in the program. With it the switch is a thread's own, so that simulations
-//! can run beside each other.
+//! can run beside each other. The same feature lets a simulation with a dozen services compare them
+//! as finely as a hundred thousand ([`least_level`]).
 
 macro_rules! bugs {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $breaks:literal;)*) => {
@@ -97,11 +98,14 @@ bugs! {
     ControlToForeign = "control-to-foreign", "crash of the peer";
     /// 35: an acknowledgement without a status.
     AckWithoutStatus = "ack-without-status", "crash of the peer";
+    /// 36, younger than the text: each step of a fresh round moves the cursor, not the first alone.
+    EachStepMovesCursor = "each-step-moves-cursor", "I8";
 }
 
 #[cfg(feature = "seeded-bugs")]
 thread_local! {
     static ACTIVE: std::cell::Cell<Option<SeededBug>> = const { std::cell::Cell::new(None) };
+    static LEAST_LEVEL: std::cell::Cell<u32> = const { std::cell::Cell::new(1) };
 }
 
 /// Whether a seeded bug is switched in on this thread.
@@ -121,4 +125,24 @@ pub fn is_on(_bug: SeededBug) -> bool {
 #[cfg(feature = "seeded-bugs")]
 pub fn switch(bug: Option<SeededBug>) {
     ACTIVE.set(bug);
+}
+
+/// The number of the coarsest level of the digest at which a comparison may end: 1 but for
+/// simulations, whose sets are small.
+#[cfg(feature = "seeded-bugs")]
+pub fn least_level() -> u32 {
+    LEAST_LEVEL.get()
+}
+
+/// The number of the coarsest level of the digest at which a comparison may end.
+#[cfg(not(feature = "seeded-bugs"))]
+#[inline(always)]
+pub fn least_level() -> u32 {
+    1
+}
+
+/// Makes comparisons on this thread go down to this level of the digest at least.
+#[cfg(feature = "seeded-bugs")]
+pub fn compare_down_to(level: u32) {
+    LEAST_LEVEL.set(level);
 }

@@ -16,7 +16,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 
-use crate::digest::{DigestTree, Level, Scope, bucket_of, key_hash, leaf};
+use crate::digest::{DigestTree, Scope, bucket_of, key_hash, leaf};
 use crate::durable::Hash32;
 use crate::seeded::{SeededBug, is_on};
 
@@ -523,28 +523,32 @@ impl Subscription {
         equal
     }
 
-    /// Finds what differs from a consumer's hashes, to be repeated next, and places a fresh
-    /// subscription at the head in the same step. `None` if the hashes are not all of a level.
-    pub fn resume_differing(&mut self, level: Level, hashes: &[u8]) -> Option<Scope> {
+    /// Which of some nodes of the digest differ from a consumer's hashes, and places a fresh
+    /// subscription at the head in the same step: what changes from now on comes after whatever a
+    /// round repeats. `None` if the hashes are not those of `among`.
+    pub fn place_differing(&mut self, among: &Scope, hashes: &[u8]) -> Option<Scope> {
         let view = self.view.clone();
         let mut state = view.lock();
-        let scope = state.digest.differing(level, hashes)?;
+        let scope = state.digest.differing(among, hashes)?;
         // In a view that isn't ours any more its head means nothing: everything is sent then.
         let head = if state.admits(&self.owner) { state.head } else { 0 };
         self.place_at(&mut state, head);
-        self.walk = Some(Walk { scope: scope.clone(), position: None });
         Some(scope)
     }
 
-    /// The same on a subscription that is under way: its place stays, so nothing that is behind
-    /// it is lost.
-    pub fn repeat_differing(&mut self, level: Level, hashes: &[u8]) -> Option<Scope> {
-        if is_on(SeededBug::LiveRoundMovesCursor) {
-            return self.resume_differing(level, hashes);
-        }
-        let scope = self.view.lock().digest.differing(level, hashes)?;
-        self.walk = Some(Walk { scope: scope.clone(), position: None });
-        Some(scope)
+    /// The same without moving: for a subscription that is under way, and for the finer steps of a
+    /// comparison. What was left out by an earlier step was equal then, and whatever changed since
+    /// is above the place.
+    pub fn differing(&self, among: &Scope, hashes: &[u8]) -> Option<Scope> {
+        let mut state = self.view.lock();
+        let scope = state.digest.differing(among, hashes)?;
+        // A view that isn't ours any more can make nothing equal.
+        Some(if state.admits(&self.owner) { scope } else { among.clone() })
+    }
+
+    /// Hands out what lies in some nodes of the digest at its latest, before the changes go on.
+    pub fn repeat_scope(&mut self, scope: Scope) {
+        self.walk = Some(Walk { scope, position: None });
     }
 
     /// Whether everything up to the head was handed out.

@@ -2,6 +2,7 @@
 //! happens between two steps.
 
 use super::*;
+use crate::digest::Level;
 use proptest::prelude::*;
 
 fn wanted(entries: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<Offer>> {
@@ -193,7 +194,12 @@ fn hashes(entries: &[(&str, &str)]) -> Vec<u8> {
     for (k, v) in entries {
         theirs.insert(k, leaf("t", k, v.as_bytes()));
     }
-    theirs.cut_hashes(Level::Three, 0, Level::Three.nodes())
+    theirs.cut_hashes(&Scope::whole(Level::Three))
+}
+
+/// Compares all buckets.
+fn buckets() -> Scope {
+    Scope::whole(Level::Three)
 }
 
 #[test]
@@ -201,15 +207,51 @@ fn a_resumed_subscription_repeats_what_differs_then_goes_on_with_changes() {
     let (view, v) = (View::new("t"), VersionCounter::default());
     view.set(&wanted(&[("a", "1"), ("b", "2"), ("c", "3"), ("e", "5")]), true, &v);
     let mut sub = view.subscribe("p");
-    let scope = sub.resume_differing(Level::Three, &hashes(&[("a", "1"), ("b", "1"), ("d", "4")]));
+    let scope = sub.place_differing(&buckets(), &hashes(&[("a", "1"), ("b", "1"), ("d", "4")]));
     let scope = scope.unwrap();
+    sub.repeat_scope(scope.clone());
     let inside = |key: &str| scope.contains(bucket_of(&key_hash(key)));
     assert_eq!(["a", "b", "c", "d", "e"].map(inside), [false, true, true, true, true]);
     view.set(&wanted(&[("a", "2"), ("b", "2"), ("c", "4")]), true, &v);
     assert_eq!(sub.bookmark(), None, "the walk is still to come");
     assert_eq!(drain(&mut sub), ["b=2", "c=4", "a=2", "-e"]);
     assert_eq!(sub.bookmark().unwrap().count, 3);
-    assert!(sub.resume_differing(Level::Two, &hashes(&[])).is_none());
+    assert!(sub.place_differing(&Scope::whole(Level::Two), &hashes(&[])).is_none());
+}
+
+/// Between the steps of a comparison the owner's services go on changing.
+#[test]
+fn what_changes_while_two_sides_go_down_the_tree_is_neither_lost_nor_repeated_in_vain() {
+    let (view, v) = (View::new("t"), VersionCounter::default());
+    let all = [("a", "1"), ("b", "2"), ("c", "3"), ("e", "5")];
+    view.set(&wanted(&all), true, &v);
+    let mut theirs = DigestTree::new("t");
+    for (k, value) in [("a", "1"), ("b", "1"), ("c", "3"), ("e", "5")] {
+        theirs.insert(k, leaf("t", k, value.as_bytes()));
+    }
+    let mut sub = view.subscribe("p");
+    let among = Scope::whole(Level::One);
+    let coarse = sub.place_differing(&among, &theirs.cut_hashes(&among)).unwrap();
+    let inside = |key: &str, scope: &Scope| scope.contains(bucket_of(&key_hash(key)));
+    assert_eq!(["a", "b", "c", "e"].map(|k| inside(k, &coarse)), [false, true, false, false]);
+    // Outside of what is compared further one changes and one goes; inside, one is made equal.
+    view.set(&wanted(&[("a", "9"), ("b", "1"), ("e", "5")]), true, &v);
+    let among = coarse.children().unwrap();
+    let fine = sub.differing(&among, &theirs.cut_hashes(&among)).unwrap();
+    assert_eq!(fine.count(), 0);
+    sub.repeat_scope(fine);
+    assert_eq!(drain(&mut sub), ["a=9", "b=1", "-c"], "the changes since the first step");
+    assert_eq!(sub.bookmark().unwrap().count, 3);
+}
+
+#[test]
+fn a_view_that_is_not_ours_any_more_makes_nothing_equal() {
+    let (view, v) = (View::new("t"), VersionCounter::default());
+    view.set(&wanted(&[("a", "1")]), true, &v);
+    let sub = view.subscribe("p");
+    assert_eq!(sub.differing(&buckets(), &hashes(&[("a", "1")])), Some(Scope::empty(Level::Three)));
+    view.admit_only(["other"].into_iter());
+    assert_eq!(sub.differing(&buckets(), &hashes(&[("a", "1")])), Some(buckets()));
 }
 
 #[test]
@@ -219,7 +261,8 @@ fn a_round_on_a_live_subscription_loses_nothing_that_was_behind() {
     let mut sub = view.subscribe("p");
     drain(&mut sub);
     view.set(&wanted(&[("a", "2"), ("c", "1")]), true, &v);
-    sub.repeat_differing(Level::Three, &hashes(&[("a", "2"), ("b", "1")])).unwrap();
+    let scope = sub.differing(&buckets(), &hashes(&[("a", "2"), ("b", "1")])).unwrap();
+    sub.repeat_scope(scope);
     assert_eq!(drain(&mut sub), ["c=1", "a=2", "-b"]);
 }
 

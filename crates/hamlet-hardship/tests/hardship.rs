@@ -35,6 +35,7 @@ fn some_hundred_seeds_pass_and_much_happens_in_them() {
         "refusals, not persisted",
         "resumed, equal",
         "rounds over some",
+        "buckets wanted",
         "replica switches",
         "second streams",
         "starts over dropped pages",

@@ -73,11 +73,8 @@ struct Answer {
 /// the last proof.
 pub fn held_of<J: Judge>(slice: &mut ImportedSlice<J>, stored: &PeerState) -> ext::Held {
     let (root, count) = slice.heard_root();
-    // So few hashes go along at once; else they are sent when they are asked for.
-    let hashes = match slice.heard_level() {
-        Level::One if count > 0 => slice.heard_hashes(Level::One, 0, Level::One.nodes()),
-        _ => vec![],
-    };
+    // The coarsest hashes go along at once; finer ones are sent when they are asked for.
+    let hashes = if count > 0 { slice.heard_hashes(&Scope::whole(Level::One)) } else { vec![] };
     ext::Held {
         round: 1,
         digest_version: 1,
@@ -89,6 +86,11 @@ pub fn held_of<J: Judge>(slice: &mut ImportedSlice<J>, stored: &PeerState) -> ex
         hashes: hashes.into(),
         full: false,
     }
+}
+
+/// The nodes that a [`ext::Begin`] speaks of.
+fn scope_of(begin: &ext::Begin) -> Option<Scope> {
+    Scope::from_bytes(Level::from_number(begin.level)?, &begin.scope)
 }
 
 /// Where we stand with what the owner said.
@@ -180,7 +182,8 @@ pub struct ConsumerSession {
     scope: Option<Scope>,
     round: u32,
     full: bool,
-    awaiting: bool,
+    /// The coarsest level of which the owner may ask for children; it asks ever finer.
+    askable: Option<Level>,
     proof: Option<ext::Proof>,
     proven_at: Option<ProvenAt>,
     ask_round: Option<ext::Held>,
@@ -211,7 +214,7 @@ impl ConsumerSession {
             scope: None,
             round: 1,
             full: false,
-            awaiting: true,
+            askable: Some(Level::One),
             proof: None,
             proven_at: None,
             ask_round: None,
@@ -379,13 +382,18 @@ impl ConsumerSession {
     /// [`Violation::Round`] for one that can't be.
     pub fn begin(&mut self, begin: ext::Begin, now: Duration) -> Result<(), Violation> {
         let mode = ext::begin::Mode::try_from(begin.mode).map_err(|_| Violation::Round)?;
-        let scoped = mode == ext::begin::Mode::Scope;
+        let asks = mode == ext::begin::Mode::WantBuckets;
+        let scoped = asks || mode == ext::begin::Mode::Scope;
         let level = Level::from_number(begin.level);
         if scoped && level.is_none_or(|l| begin.scope.len() != l.nodes() / 8) {
             return Err(Violation::Round);
         }
-        if mode == ext::begin::Mode::WantBuckets && !std::mem::take(&mut self.awaiting) {
-            return Err(Violation::Round);
+        if asks {
+            // Each level once: what a round can make us say is bounded by the tree.
+            let some = begin.scope.iter().any(|bits| *bits != 0);
+            let finer = level.filter(|l| some && self.askable.is_some_and(|least| *l >= least));
+            let below = finer.and_then(Level::finer).ok_or(Violation::Round)?;
+            self.askable = Some(below);
         }
         // What isn't used isn't kept, and what is kept is a copy: the peer decides how long it is.
         let scope = if scoped { Bytes::copy_from_slice(&begin.scope) } else { Bytes::new() };
@@ -489,11 +497,14 @@ impl ConsumerSession {
         self.scope = None;
         self.full = false;
         match ext::begin::Mode::try_from(begin.mode) {
-            Ok(ext::begin::Mode::WantBuckets) => self.send_buckets(slice),
+            Ok(ext::begin::Mode::WantBuckets) => {
+                if let Some(among) = scope_of(begin).and_then(|scope| scope.children()) {
+                    self.send_buckets(slice, &among);
+                }
+            }
             Ok(ext::begin::Mode::Scope) => {
                 self.marked = Some(slice.surviving_marks(&[], &[]));
-                let level = Level::from_number(begin.level);
-                self.scope = level.and_then(|level| Scope::from_bytes(level, &begin.scope));
+                self.scope = scope_of(begin);
             }
             Ok(ext::begin::Mode::All) => {
                 self.marked = Some(slice.surviving_marks(&[], &[]));
@@ -503,19 +514,16 @@ impl ConsumerSession {
         }
     }
 
-    /// All hashes of the level that fits what we hold, in messages of bounded size.
-    fn send_buckets<J: Judge>(&mut self, slice: &mut ImportedSlice<J>) {
-        let level = slice.heard_level();
-        let a_message = BUCKETS_BYTES / CUT_BYTES;
-        let firsts = (0..level.nodes()).step_by(a_message);
-        let message = |first: usize| ext::Buckets {
-            round: self.round,
-            level: level.number(),
-            first: first as u32,
-            hashes: slice.heard_hashes(level, first, a_message).into(),
-            last: first + a_message >= level.nodes(),
+    /// Hashes of what we hold, in messages of bounded size.
+    fn send_buckets<J: Judge>(&mut self, slice: &mut ImportedSlice<J>, among: &Scope) {
+        let (round, level) = (self.round, among.level().number());
+        let hashes = Bytes::from(slice.heard_hashes(among));
+        let message = |from: usize| {
+            let to = hashes.len().min(from + BUCKETS_BYTES);
+            let first = (from / CUT_BYTES) as u32;
+            ext::Buckets { round, level, first, hashes: hashes.slice(from..to), last: to == hashes.len() }
         };
-        self.buckets = firsts.map(message).collect();
+        self.buckets.extend((0..hashes.len()).step_by(BUCKETS_BYTES).map(message));
     }
 
     fn sweep<J: Judge>(
@@ -704,7 +712,7 @@ impl ConsumerSession {
             self.asked_round = Some(now);
             self.next_round = None;
             self.verdicts_changed = false;
-            self.awaiting = true;
+            self.askable = Some(Level::One);
             let held = held_of(slice, &PeerState::default());
             self.ask_round = Some(ext::Held { round: crate::owner::round_after(self.round), full, ..held });
         }

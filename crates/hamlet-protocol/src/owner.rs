@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hamlet_core::digest::Scope;
 use hamlet_core::rejection::one_line;
 use hamlet_core::seeded::{SeededBug, is_on};
 use hamlet_core::view::{Change, Next, Subscription, View};
@@ -145,6 +146,8 @@ pub struct OwnerSession {
     retry: BTreeMap<Arc<str>, Retry>,
     begin: Option<ext::Begin>,
     round: Option<OwnerRound>,
+    /// The round whose hashes were asked for and are not waited for any more; 0 if none.
+    given_up: u32,
     /// The number of the round whose end the next bookmark says; 0 if none.
     open: u32,
     last_number: u32,
@@ -190,6 +193,7 @@ impl OwnerSession {
             begin: None,
             last_number: held.map_or(0, |h| h.round),
             round,
+            given_up: 0,
             open: 0,
             last_round: None,
             bookmark_seq: 0,
@@ -201,8 +205,8 @@ impl OwnerSession {
         }
     }
 
-    fn begin_round(&mut self, number: u32, mode: ext::begin::Mode) {
-        self.begin = Some(ext::Begin { round: number, mode: mode as i32, ..ext::Begin::default() });
+    fn begin_round(&mut self, number: u32, mode: ext::begin::Mode, scope: Option<&Scope>) {
+        self.begin = Some(begin_over(number, mode, scope));
         self.open = number;
         self.last_number = number;
     }
@@ -315,8 +319,10 @@ impl OwnerSession {
                 Next::AtHead => self.behind_since = None,
                 Next::Resync if self.hello => {
                     self.sub.restart();
-                    self.round = None;
-                    self.begin_round(round_after(self.last_number), ext::begin::Mode::All);
+                    if let Some(round) = self.round.take().filter(OwnerRound::awaits) {
+                        self.given_up = round.number();
+                    }
+                    self.begin_round(round_after(self.last_number), ext::begin::Mode::All, None);
                     self.stats.rounds[2] += 1;
                     return self.next(now, judged);
                 }
@@ -332,32 +338,29 @@ impl OwnerSession {
     /// Takes the round forward. Whether changes may be sent meanwhile.
     fn step_round(&mut self, now: Duration) -> Result<bool, StreamEnd> {
         let Some(round) = &mut self.round else { return Ok(true) };
+        let awaited = round.awaits();
         match round.step(&mut self.sub, &self.log_id, now)? {
             Step::Wait { may_send } => return Ok(may_send),
-            Step::Ask => {
+            Step::Ask(scope) => {
                 let number = round.number();
                 self.last_number = number;
-                let mode = ext::begin::Mode::WantBuckets as i32;
-                self.begin = Some(ext::Begin { round: number, mode, ..ext::Begin::default() });
+                self.begin = Some(begin_over(number, ext::begin::Mode::WantBuckets, Some(&scope)));
                 return Ok(true);
             }
             Step::Equal => {
                 let number = round.number();
-                self.begin_round(number, ext::begin::Mode::Equal);
+                self.begin_round(number, ext::begin::Mode::Equal, None);
                 self.stats.rounds[0] += 1;
             }
             Step::Scope(scope) => {
                 let number = round.number();
-                self.begin_round(number, ext::begin::Mode::Scope);
-                if let Some(begin) = &mut self.begin {
-                    begin.level = scope.level().number();
-                    begin.scope = scope.bytes().to_vec().into();
-                }
+                self.begin_round(number, ext::begin::Mode::Scope, Some(&scope));
                 self.stats.rounds[1] += 1;
             }
             Step::All => {
                 let number = round.number();
-                self.begin_round(number, ext::begin::Mode::All);
+                self.given_up = if awaited { number } else { 0 };
+                self.begin_round(number, ext::begin::Mode::All, None);
                 self.stats.rounds[2] += 1;
             }
         }
@@ -438,8 +441,13 @@ impl OwnerSession {
         }
         let retry = self.retry.values().map(|r| r.due).min();
         let round = self.round.as_ref().map(OwnerRound::wake_at);
-        let may_bookmark =
-            self.hello && self.retry.is_empty() && self.sub.view().is_ready() && self.sub.is_at_head();
+        // A fresh stream's place is at the head before it is known what the round repeats.
+        let held_back = self.round.as_ref().is_some_and(OwnerRound::holds);
+        let may_bookmark = self.hello
+            && !held_back
+            && self.retry.is_empty()
+            && self.sub.view().is_ready()
+            && self.sub.is_at_head();
         let bookmark = may_bookmark.then(|| self.bookmark_due());
         retry.into_iter().chain(round).chain(bookmark).min()
     }
@@ -530,16 +538,27 @@ impl OwnerSession {
             return Err(Violation::RoundTooSoon);
         }
         self.last_round = Some(now);
+        self.given_up = 0;
         self.round = Some(OwnerRound::live(held, now));
         Ok(())
     }
 
-    /// Hashes of what the consumer holds, as it was asked for.
+    /// Hashes of what the consumer holds, as it was asked for. Those that come too late are dropped:
+    /// its disk may have kept it waiting.
     ///
     /// # Errors
-    /// [`Violation::Buckets`] if it wasn't, or they don't follow on one another.
+    /// [`Violation::Buckets`] if it wasn't asked, or they don't follow on one another.
     pub fn buckets(&mut self, buckets: &ext::Buckets) -> Result<(), Violation> {
-        self.round.as_mut().ok_or(Violation::Buckets)?.buckets(buckets)
+        match &mut self.round {
+            Some(round) => round.buckets(buckets),
+            None if self.given_up != 0 && self.given_up == buckets.round => {
+                if buckets.last {
+                    self.given_up = 0;
+                }
+                Ok(())
+            }
+            None => Err(Violation::Buckets),
+        }
     }
 
     /// How far changes got at the consumer, and what it thinks of them now.
@@ -606,6 +625,12 @@ impl OwnerSession {
         let head = self.sub.view().head();
         self.in_flight.is_empty() && self.stats.proof.is_some_and(|p| p.equal && p.version == head)
     }
+}
+
+fn begin_over(round: u32, mode: ext::begin::Mode, scope: Option<&Scope>) -> ext::Begin {
+    let level = scope.map_or(0, |scope| scope.level().number());
+    let scope = scope.map(|scope| scope.bytes().to_vec().into()).unwrap_or_default();
+    ext::Begin { round, mode: mode as i32, level, scope }
 }
 
 fn control(kind: ext::control::Kind) -> Outgoing {

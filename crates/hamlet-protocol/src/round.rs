@@ -1,9 +1,11 @@
-//! How an owner goes about one round: compare roots, ask for buckets where they differ, and decide
-//! what is repeated (extensions text, section 4). Sans-IO; *hardened to untrusted peer*: the
-//! hashes it keeps are at most those of the finest level.
+//! How an owner goes about one round: compare roots, go down the digest tree where they differ,
+//! and decide what is repeated (extensions text, section 4). Sans-IO; *hardened to untrusted peer*:
+//! the hashes it keeps are at most those of the finest level.
 //!
-//! Comparing and placing are one step under the view's lock. On a fresh stream nothing is sent
-//! before it; on a live one the place stays, so nothing that is behind it is lost.
+//! Of a fresh stream the first comparison and placing are one step under the view's lock, and
+//! nothing is sent before what is repeated is known; on a live one the place stays, so nothing that
+//! is behind it is lost. Each later step looks only at what differed in the one before: what was
+//! equal then can differ now only by changes above the place.
 
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use crate::wire::hamlet::federation::v1 as ext;
 pub const READY_WAIT: Duration = Duration::from_secs(10);
 /// A replica that is behind what the consumer has heard waits so long to catch up.
 pub const REPLICA_WAIT: Duration = Duration::from_secs(10);
-/// The consumer's hashes must have come within this; else everything is repeated.
+/// The consumer's hashes of each step must have come within this; else everything is repeated.
 pub const BUCKETS_WAIT: Duration = Duration::from_secs(10);
 
 /// What a round leads to next.
@@ -29,8 +31,8 @@ pub const BUCKETS_WAIT: Duration = Duration::from_secs(10);
 pub(crate) enum Step {
     /// Nothing yet; whether changes may be sent meanwhile.
     Wait { may_send: bool },
-    /// Ask for the consumer's hashes.
-    Ask,
+    /// Ask for the consumer's hashes of the children of these nodes.
+    Ask(Scope),
     /// Both hold the same; nothing is repeated.
     Equal,
     /// What lies in the scope is repeated.
@@ -42,7 +44,13 @@ pub(crate) enum Step {
 #[derive(Debug)]
 enum Stage {
     Comparing,
-    Asked { at: Duration, level: Option<Level>, hashes: Vec<u8>, complete: bool },
+    /// For the hashes of these nodes.
+    Asked {
+        at: Duration,
+        among: Scope,
+        hashes: Vec<u8>,
+        complete: bool,
+    },
 }
 
 /// One round, until what it repeats is decided.
@@ -69,6 +77,16 @@ impl OwnerRound {
         self.held.round
     }
 
+    /// Whether nothing else is sent before it is decided what the round repeats.
+    pub(crate) fn holds(&self) -> bool {
+        self.fresh
+    }
+
+    /// Whether hashes that were asked for are still to come.
+    pub(crate) fn awaits(&self) -> bool {
+        matches!(self.stage, Stage::Asked { complete: false, .. })
+    }
+
     /// When to look again although nothing happened.
     pub(crate) fn wake_at(&self) -> Duration {
         match &self.stage {
@@ -84,18 +102,21 @@ impl OwnerRound {
         log_id: &[u8],
         now: Duration,
     ) -> Result<Step, StreamEnd> {
-        let wait = Step::Wait { may_send: !self.fresh };
         match &self.stage {
             Stage::Comparing => self.compare(sub, log_id, now),
-            Stage::Asked { level: Some(level), hashes, complete: true, .. } => {
-                let scope = match self.fresh {
-                    true => sub.resume_differing(*level, hashes),
-                    false => sub.repeat_differing(*level, hashes),
+            Stage::Asked { among, hashes, complete: true, .. } => {
+                let moves = match self.fresh {
+                    true => SeededBug::EachStepMovesCursor,
+                    false => SeededBug::LiveRoundMovesCursor,
                 };
-                Ok(scope.map_or_else(|| self.all(sub), Step::Scope))
+                let scope = match is_on(moves) {
+                    true => sub.place_differing(among, hashes),
+                    false => sub.differing(among, hashes),
+                };
+                Ok(self.descend(sub, scope, now))
             }
-            Stage::Asked { at, .. } if now.saturating_sub(*at) >= BUCKETS_WAIT => Ok(self.all(sub)),
-            Stage::Asked { .. } => Ok(wait),
+            Stage::Asked { at, .. } if now.saturating_sub(*at) >= BUCKETS_WAIT => Ok(all(sub)),
+            Stage::Asked { .. } => Ok(Step::Wait { may_send: !self.fresh }),
         }
     }
 
@@ -116,7 +137,7 @@ impl OwnerRound {
         }
         let root: Option<Hash32> = self.held.root[..].try_into().ok();
         if self.held.full {
-            return Ok(self.all(sub));
+            return Ok(all(sub));
         }
         let equal = root.is_some_and(|root| match self.fresh {
             true => sub.resume(&root),
@@ -126,44 +147,53 @@ impl OwnerRound {
             return Ok(Step::Equal);
         }
         if root.is_none() || self.held.count == 0 || self.held.digest_version != 1 {
-            return Ok(self.all(sub));
+            return Ok(all(sub));
         }
-        if self.held.hashes.len() == Level::One.nodes() * CUT_BYTES {
-            let (level, complete) = (Some(Level::One), true);
-            let hashes = self.held.hashes.to_vec();
-            self.stage = Stage::Asked { at: now, level, hashes, complete };
-            return self.step(sub, log_id, now);
-        }
-        self.stage = Stage::Asked { at: now, level: None, hashes: vec![], complete: false };
-        Ok(Step::Ask)
+        let among = Scope::whole(Level::One);
+        let scope = match self.fresh || is_on(SeededBug::LiveRoundMovesCursor) {
+            true => sub.place_differing(&among, &self.held.hashes),
+            false => sub.differing(&among, &self.held.hashes),
+        };
+        // Whoever says no hashes, or not all of them, is told everything.
+        Ok(self.descend(sub, scope, now))
     }
 
-    fn all(&self, sub: &mut Subscription) -> Step {
-        // A fresh subscription is before everything as it is.
-        if !self.fresh {
-            sub.restart();
-        }
-        Step::All
+    /// One step down into what differs, or the end of it.
+    fn descend(&mut self, sub: &mut Subscription, scope: Option<Scope>, now: Duration) -> Step {
+        let Some(scope) = scope else { return all(sub) };
+        let finest = Level::for_count(self.held.count);
+        let below = scope.children().filter(|_| scope.level() < finest && scope.count() > 0);
+        let Some(among) = below else {
+            sub.repeat_scope(scope.clone());
+            return Step::Scope(scope);
+        };
+        self.stage = Stage::Asked { at: now, among, hashes: vec![], complete: false };
+        Step::Ask(scope)
     }
 
     /// Takes some of the consumer's hashes.
     pub(crate) fn buckets(&mut self, buckets: &ext::Buckets) -> Result<(), Violation> {
-        let Stage::Asked { level, hashes, complete, .. } = &mut self.stage else {
+        let Stage::Asked { among, hashes, complete, .. } = &mut self.stage else {
             return Err(Violation::Buckets);
         };
-        let said = Level::from_number(buckets.level).ok_or(Violation::Buckets)?;
-        let same = *level.get_or_insert(said) == said;
-        let follows = buckets.first as usize * CUT_BYTES == hashes.len();
-        let whole = said.nodes() * CUT_BYTES;
+        let same = buckets.round == self.held.round && buckets.level == among.level().number();
+        let follows = buckets.first as usize * CUT_BYTES == hashes.len() && !buckets.hashes.is_empty();
+        let whole = among.count() as usize * CUT_BYTES;
         let total = hashes.len() + buckets.hashes.len();
-        let fits = total <= whole && (!buckets.last || total == whole);
-        if *complete || buckets.round != self.held.round || !same || !follows || !fits {
+        let fits = total <= whole && buckets.last == (total == whole);
+        if *complete || !same || !follows || !fits {
             return Err(Violation::Buckets);
         }
         hashes.extend_from_slice(&buckets.hashes);
         *complete = buckets.last;
         Ok(())
     }
+}
+
+/// A fresh subscription may have been placed by an earlier step; from here it goes before everything.
+fn all(sub: &mut Subscription) -> Step {
+    sub.restart();
+    Step::All
 }
 
 /// What is kept of a peer's word: only what has a bound.

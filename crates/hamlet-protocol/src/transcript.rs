@@ -448,8 +448,9 @@ fn control_said(control: &ext::Control) -> Said {
         }
         Some(Kind::Begin(b)) => {
             let mode = ext::begin::Mode::try_from(b.mode).map_or("?", |m| m.as_str_name());
-            let buckets: u32 = b.scope.iter().map(|byte| byte.count_ones()).sum();
-            let scope = if b.scope.is_empty() { String::new() } else { format!(", {buckets} buckets") };
+            let (nodes, level) = (b.scope.iter().map(|byte| byte.count_ones()).sum::<u32>(), b.level);
+            let scope =
+                if b.scope.is_empty() { String::new() } else { format!(", {nodes} nodes of level {level}") };
             ("begin", format!("round {}, {}{scope}", b.round, mode.to_ascii_lowercase()))
         }
         Some(Kind::Applied(a)) => {

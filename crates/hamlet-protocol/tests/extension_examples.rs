@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hamlet_core::digest::{DigestTree, Level, bucket_of, key_hash, leaf};
+use hamlet_core::digest::{DigestTree, Level, Scope, bucket_of, key_hash, leaf};
 use hamlet_core::view::{Change, Offer};
 use hamlet_protocol::dialect::service::TYPE_URL;
 use hamlet_protocol::dialect::v1alpha2::{V2Codec, read};
@@ -61,10 +61,25 @@ fn examples() -> BTreeMap<&'static str, Outgoing> {
         count: 2,
         log_id: log_id.clone(),
         revision: 9,
-        hashes: tree.cut_hashes(Level::One, 0, 32).into(),
+        hashes: tree.cut_hashes(&Scope::whole(Level::One)).into(),
         ..nothing
     };
-    let scope = [0, 0, 0, 1];
+    // Node 27, where `billing` lies.
+    let scope = [0, 0, 0, 8];
+    let asks = ext::Begin {
+        round: 2,
+        mode: ext::begin::Mode::WantBuckets as i32,
+        level: 1,
+        scope: Bytes::copy_from_slice(&scope),
+    };
+    let among = Scope::from_bytes(Level::One, &scope).and_then(|scope| scope.children());
+    let buckets = ext::Buckets {
+        round: 2,
+        level: 2,
+        first: 0,
+        hashes: tree.cut_hashes(&among.expect("level 1 has children")).into(),
+        last: true,
+    };
     let begin = ext::Begin {
         round: 2,
         mode: ext::begin::Mode::Scope as i32,
@@ -110,7 +125,9 @@ fn examples() -> BTreeMap<&'static str, Outgoing> {
         ("offer with its version", Outgoing::Offer { nonce: 1, change: change_sent, versioned: true }),
         ("acknowledgement", Outgoing::Answer { nonce: "1".to_owned(), answer: Ok(()) }),
         ("held, asking for a round", control(ext::control::Kind::Held(held))),
-        ("begin over one bucket of level 1", control(ext::control::Kind::Begin(begin))),
+        ("begin, asking for the children of node 27 of level 1", control(ext::control::Kind::Begin(asks))),
+        ("buckets, the children of node 27 of level 1", control(ext::control::Kind::Buckets(buckets))),
+        ("begin over one node of level 1", control(ext::control::Kind::Begin(begin))),
         ("bookmark", control(ext::control::Kind::Bookmark(bookmark))),
         ("proof", control(ext::control::Kind::Proof(proof))),
         ("beat", control(ext::control::Kind::Beat(beat))),

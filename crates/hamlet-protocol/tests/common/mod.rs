@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod attacks;
+pub mod ends;
 pub mod go;
 pub mod raw;
 pub mod stage;

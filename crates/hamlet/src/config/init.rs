@@ -303,16 +303,21 @@ Keys can be read by you only. Keep {dir}/identity/authority safest of all: it ma
 Certificates live a day, and the agent renews them; `hamlet ca status -f {dir}` shows what is there.
 
 Next:
-  1. Give your partner
+  1. Look at {dir}/mesh.yaml: where it listens, and which ingress peers are told (advertise).
+  2. hamlet validate -f {dir}
+  3. hamlet agent -f {dir}
+  4. Peer with another mesh: one side invites and sends the token, the other accepts it.
+       hamlet peer invite NAME -f {dir}
+       hamlet peer accept NAME -f {dir}
+  5. Say what they may see in {dir}/publication-example.yaml.
+
+To peer by hand instead, give your partner over a channel that you both trust
        {bundle} (public)
        trust domain  {trust_domain}
        agentIds      [\"{agent_id}\"]
        gatewayIds    [\"{gateway_id}\"]
        the host and port of your agent (listen.agent)
-     and ask for the same of theirs. Exchange them over a channel that you trust.
-  2. Put theirs into {dir}/peer-example.yaml, and what they may see into {dir}/publication-example.yaml.
-  3. hamlet validate -f {dir}
-  4. hamlet agent -f {dir}
+and put theirs into {dir}/peer-example.yaml.
 ",
             bundle = self.bundle.display(),
         )

@@ -71,7 +71,7 @@ pub(super) async fn run(options: &EndOptions, mut commands: Commands) -> anyhow:
     }
     let complete = agent.clock.now();
     // v1alpha1 has no proofs.
-    let mut stream = if options.one_in_flight { 0 } else { until_proven(&agent, 0).await };
+    let mut stream = if options.one_in_flight { 0 } else { until_proven(&agent, 0).await.0 };
     let proven = agent.clock.now();
     let synced = |seconds, proof_seconds| Synced {
         seconds,
@@ -86,9 +86,9 @@ pub(super) async fn run(options: &EndOptions, mut commands: Commands) -> anyhow:
     while let Some(command) = commands.next().await {
         match command.first().map(String::as_str) {
             Some("proven") => {
-                stream = until_proven(&agent, stream).await;
-                let up_for = agent.link().status().age;
-                tell(&synced(0.0, up_for.as_secs_f64()))?;
+                let proven_after;
+                (stream, proven_after) = until_proven(&agent, stream).await;
+                tell(&synced(0.0, proven_after.as_secs_f64()))?;
             }
             Some("cost") => tell(&Cost::now())?,
             _ => bail!("a consumer was told {command:?}"),
@@ -98,13 +98,17 @@ pub(super) async fn run(options: &EndOptions, mut commands: Commands) -> anyhow:
     Ok(())
 }
 
-/// Waits for a proof on a stream after `stream`; returns that one's number.
-async fn until_proven(agent: &Agent, stream: u64) -> u64 {
+/// Waits for a proof on a stream after `stream`; returns that one's number, and how long after its
+/// begin the proof came, whenever that was asked.
+async fn until_proven(agent: &Agent, stream: u64) -> (u64, Duration) {
     'looking: loop {
         let status = agent.link().status();
-        let equal = status.consumer.is_some_and(|c| matches!(c.verdict, ProofVerdict::Equal(_)));
-        if equal && status.streams > stream {
-            break 'looking status.streams;
+        let verdict = status.consumer.map(|c| c.verdict);
+        if let Some(ProofVerdict::Equal(at)) = verdict
+            && status.streams > stream
+        {
+            let begun = status.now.saturating_sub(status.age);
+            break 'looking (status.streams, at.saturating_sub(begun));
         }
         tokio::time::sleep(LOOK).await;
     }
