@@ -10,7 +10,7 @@ use hamlet_identity::{
     gateway_client_config, gateway_server_config, proven_client, proven_server, refusal_in,
     spiffe_endpoint_client,
 };
-use hamlet_runtime::SystemClock;
+use hamlet_runtime::{Clock, ManualClock, SystemClock};
 use hamlet_testkit::pki::{LeafSpec, TestCa, TestLeaf, trust_table};
 use hamlet_testkit::tls::{Handshake, handshake, old_client, stranger_client, stranger_server};
 use rustls::HandshakeKind;
@@ -268,7 +268,7 @@ async fn gateways_resume_within_one_epoch_and_the_resumed_client_is_proven_again
 async fn a_ticket_counts_for_the_first_quarter_of_what_was_left_to_the_certificates_that_gave_it() {
     let m = meshes();
     let server = gateway_server_config(&m.acme.gateway().identity(), None, &m.at_acme);
-    let clock = hamlet_runtime::ManualClock::at(hamlet_runtime::SystemClock::shared().wall());
+    let clock = ManualClock::at(SystemClock::shared().wall());
     let trust = TrustTable::new(clock.clone());
     trust.replace(vec![m.acme.trust_as("acme")]).unwrap();
     let clients = GatewayClients::new(m.globex.gateway().identity(), trust);

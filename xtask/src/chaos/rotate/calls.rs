@@ -1,5 +1,5 @@
 //! Calls of one mesh's workloads to the other mesh's services: on new connections, on kept ones,
-//! and streams that stay open. None is tried again, whatever fails.
+//! and streams that hardly pause. None is tried again, whatever fails.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(super) struct Callers {
     pub(super) book: Book,
     /// Grows with every new certificate of either gateway.
     pub(super) generation: Generation,
-    /// How long a connection is kept before its user opens the next one.
+    /// How long a connection to a service's own address is kept before its user opens the next one.
     pub(super) keep: Duration,
     /// When they end.
     pub(super) stop: Shutdown,
@@ -137,7 +137,9 @@ impl Callers {
 
     async fn on_kept(&self, kind: Kind, kept: &mut Option<Kept>, number: u32) -> anyhow::Result<()> {
         let now = self.book.now();
-        if kept.as_ref().is_none_or(|kept| now - kept.opened >= self.keep) {
+        // Requests are moved by the gateway: a workload's own connection to it may stay.
+        let keep = if kind == Kind::KeptShared { Duration::MAX } else { self.keep };
+        if kept.as_ref().is_none_or(|kept| now - kept.opened >= keep) {
             let generation = self.generation.now();
             let stream = self.open(kind).await?;
             *kept = Some(Kept { stream, opened: now, generation, outlived: false });
