@@ -127,6 +127,7 @@ async fn one(
     };
     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let proven = prove(shared, route, &chain).map_err(EndpointError::Identity)?;
+    shared.clients.proven(&route.id.owner, &route.sans, &proven);
     let drain = shared.config.drain;
     let life = Life::dialled(&*shared.clock, &proven, ours, drain);
     let standing = standing(shared, route, proven, chain);

@@ -230,6 +230,7 @@ mod tests {
             role: hamlet_identity::Role::Gateway,
             fingerprint: [0; 32],
             not_after,
+            chain: [].into(),
         }
     }
 

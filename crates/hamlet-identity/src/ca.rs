@@ -323,7 +323,8 @@ impl LocalCa {
             return Err(CaError::Expired(self.not_after));
         }
         let lifetime = lifetime.min(self.leaf_life);
-        Ok((now + lifetime).min(self.not_after))
+        // Whole seconds, as the certificate says it.
+        Ok(Duration::from_secs((now + lifetime).min(self.not_after).as_secs()))
     }
 }
 

@@ -61,7 +61,7 @@ pub use spiffe::{
     ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BUNDLE_KEYS_MAX, BundleChange, BundleRefusal, Channel,
     HeldBundle, JSON_DEPTH_MAX, JSON_VALUES_MAX, MAP_DOMAINS_MAX, SEQUENCE_JUMP_MAX, SpiffeBundle,
 };
-pub use tickets::{GatewayClients, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
+pub use tickets::{GatewayClients, RESUMED_WITHIN, TICKET_NAMES_MAX, TICKET_PEERS_MAX, TICKETS_SENT};
 pub use tls::{
     agent_client_config, agent_server_config, agent_server_name, gateway_client_config,
     gateway_server_config, peer_server_name, provider,

@@ -5,10 +5,15 @@
 //! is of one *epoch*, which ends with any change of trust or of our own certificate, and whoever
 //! holds a connection proves its peer again after every handshake, resumed or not. TLS itself keeps
 //! a ticket to its server name.
+//!
+//! A resumed session proves what the first handshake proved, for as long as those certificates
+//! last, whatever newer ones the peer has by now. So that no connection begins with little left, a
+//! ticket counts only for the first part of that time ([`RESUMED_WITHIN`]).
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hamlet_core::{PeerName, SpiffeId};
 use parking_lot::Mutex;
@@ -19,7 +24,7 @@ use rustls::server::ProducesTickets;
 
 use crate::local::LocalIdentity;
 use crate::tls::gateway_client_config;
-use crate::trust::TrustTable;
+use crate::trust::{ProvenPeer, TrustTable};
 
 /// Tickets that a gateway hands out after a full handshake.
 pub const TICKETS_SENT: usize = 2;
@@ -27,6 +32,9 @@ pub const TICKETS_SENT: usize = 2;
 pub const TICKET_NAMES_MAX: usize = 256;
 /// Most pairs of a peer and a set of SANs for which tickets are kept; with one more all start anew.
 pub const TICKET_PEERS_MAX: usize = 1024;
+/// Of the time that was left to the peer's certificates when they were first proven, one in so many
+/// parts passes before its tickets are forgotten: a resumed connection has at least the rest.
+pub const RESUMED_WITHIN: u32 = 4;
 /// Seconds that a ticket of an unknown lifetime is said to be good for.
 const LIFETIME_UNKNOWN: u32 = 0;
 
@@ -96,10 +104,16 @@ impl ProducesTickets for EpochTickets {
 /// Whose tickets: a session proves one set of SANs of one peer, and counts for no other.
 type Whose = (PeerName, Vec<SpiffeId>);
 
+/// A configuration with its tickets, and until when they count, since the epoch.
+struct Known {
+    config: Arc<ClientConfig>,
+    until: Duration,
+}
+
 /// The configurations of one epoch.
 struct Configs {
     epoch: Epoch,
-    known: HashMap<Whose, Arc<ClientConfig>>,
+    known: HashMap<Whose, Known>,
 }
 
 /// The client's side: one configuration, with its tickets, for each peer and set of SANs of the
@@ -124,7 +138,7 @@ impl GatewayClients {
 
     /// What [`gateway_client_config`] gives, with the tickets of earlier connections to the same
     /// peer under the same SANs. Whoever dials with it must prove the peer again after the handshake
-    /// ([`proven_server`](crate::proven_server)).
+    /// ([`proven_server`](crate::proven_server)), and say so with [`Self::proven`].
     pub fn config(&self, peer: &PeerName, sans: &[SpiffeId]) -> Arc<ClientConfig> {
         let epoch = Epoch::now(&self.trust, &self.identity);
         let mut configs = self.configs.lock();
@@ -133,13 +147,29 @@ impl GatewayClients {
             *configs = None;
         }
         let Configs { known, .. } = configs.get_or_insert_with(|| Configs { epoch, known: HashMap::new() });
-        let whose = (peer.clone(), sans.to_vec());
-        let config = known.entry(whose).or_insert_with(|| {
+        let (whose, now) = ((peer.clone(), sans.to_vec()), self.trust.wall());
+        if known.get(&whose).is_some_and(|known| known.until <= now) {
+            known.remove(&whose);
+        }
+        let known = known.entry(whose).or_insert_with(|| {
             let config = gateway_client_config(&self.identity, &self.trust, peer, sans);
             let mut config = Arc::unwrap_or_clone(config);
             config.resumption = Resumption::in_memory_sessions(TICKET_NAMES_MAX);
-            Arc::new(config)
+            Known { config: Arc::new(config), until: Duration::MAX }
         });
-        config.clone()
+        known.config.clone()
+    }
+
+    /// What was proven after a handshake with that configuration. Its tickets count as long as those
+    /// of the certificate that will end first.
+    pub fn proven(&self, peer: &PeerName, sans: &[SpiffeId], proven: &ProvenPeer) {
+        let now = self.trust.wall();
+        let until = now.saturating_add(proven.not_after.saturating_sub(now) / RESUMED_WITHIN);
+        let mut configs = self.configs.lock();
+        let whose = (peer.clone(), sans.to_vec());
+        if let Some(known) = configs.as_mut().and_then(|of| of.known.get_mut(&whose)) {
+            // A resumed session proves the same again, later: the first time counts.
+            known.until = known.until.min(until);
+        }
     }
 }

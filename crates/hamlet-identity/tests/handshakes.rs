@@ -10,7 +10,7 @@ use hamlet_identity::{
     gateway_client_config, gateway_server_config, proven_client, proven_server, refusal_in,
     spiffe_endpoint_client,
 };
-use hamlet_runtime::SystemClock;
+use hamlet_runtime::{Clock, ManualClock, SystemClock};
 use hamlet_testkit::pki::{LeafSpec, TestCa, TestLeaf, trust_table};
 use hamlet_testkit::tls::{Handshake, handshake, old_client, stranger_client, stranger_server};
 use rustls::HandshakeKind;
@@ -250,12 +250,56 @@ async fn gateways_resume_within_one_epoch_and_the_resumed_client_is_proven_again
     let other = clients.config(&peer("acme"), &wider);
     assert_eq!(call(&m, &other, &server, "ledger.acme.example").await, good(HandshakeKind::Full));
 
-    // Trust changed at either side: a new epoch, though the peer is the same.
+    // What is only said again is no change.
     m.at_acme.replace(vec![m.globex.trust_as("globex")]).unwrap();
+    m.at_globex.replace(vec![m.acme.trust_as("acme")]).unwrap();
+    assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Resumed));
+
+    // Trust changed at either side: a new epoch, though this peer is the same.
+    let third = TestCa::new("initech.example").trust_as("initech");
+    m.at_acme.replace(vec![m.globex.trust_as("globex"), third.clone()]).unwrap();
     assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Full));
     assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Resumed));
-    m.at_globex.replace(vec![m.acme.trust_as("acme")]).unwrap();
+    m.at_globex.replace(vec![m.acme.trust_as("acme"), third]).unwrap();
     assert_eq!(call(&m, &client(), &server, "ledger.acme.example").await, good(HandshakeKind::Full));
+}
+
+#[tokio::test]
+async fn a_ticket_counts_for_the_first_quarter_of_what_was_left_to_the_certificates_that_gave_it() {
+    let m = meshes();
+    let server = gateway_server_config(&m.acme.gateway().identity(), None, &m.at_acme);
+    let clock = ManualClock::at(SystemClock::shared().wall());
+    let trust = TrustTable::new(clock.clone());
+    trust.replace(vec![m.acme.trust_as("acme")]).unwrap();
+    let clients = GatewayClients::new(m.globex.gateway().identity(), trust);
+    let sans = [m.acme.gateway_id()];
+    let second = std::time::Duration::from_secs(1);
+    let not_after = clock.wall() + 100 * second;
+    let dial = async || {
+        let client = clients.config(&peer("acme"), &sans);
+        let kind = call(&m, &client, &server, "ledger.acme.example").await.0;
+        let proven = hamlet_identity::ProvenPeer {
+            peer: peer("acme"),
+            id: hamlet_identity::ProvenId::Spiffe(m.acme.gateway_id()),
+            role: Role::Gateway,
+            fingerprint: [0; 32],
+            not_after,
+            chain: [].into(),
+        };
+        clients.proven(&peer("acme"), &sans, &proven);
+        kind
+    };
+    assert_eq!(dial().await, HandshakeKind::Full);
+    for _ in 0..4 {
+        clock.advance(6 * second);
+        assert_eq!(dial().await, HandshakeKind::Resumed);
+    }
+    clock.advance(second);
+    assert_eq!(dial().await, HandshakeKind::Full, "a quarter of 100 s is over");
+    clock.advance(18 * second);
+    assert_eq!(dial().await, HandshakeKind::Resumed);
+    clock.advance(second);
+    assert_eq!(dial().await, HandshakeKind::Full, "a quarter of 75 s is over");
 }
 
 #[tokio::test]

@@ -44,7 +44,8 @@ impl AgentProcess {
         self.folder.join("data")
     }
 
-    fn log(&self) -> PathBuf {
+    /// Everything that it said.
+    pub(super) fn log(&self) -> PathBuf {
         self.folder.join("agent.log")
     }
 

@@ -73,7 +73,7 @@ pub(super) fn folders(above: &Path, owner: &Way, consumer: &Way) -> anyhow::Resu
 
 /// A port that a restarted agent can bind again: below those that the system gives to
 /// connections.
-fn free_port() -> anyhow::Result<u16> {
+pub(super) fn free_port() -> anyhow::Result<u16> {
     let free = |port: &u16| TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], *port))).is_ok();
     let mut rng = rand::rng();
     (0..100).map(|_| rng.random_range(20_000..30_000)).find(free).context("no free port on loopback")
