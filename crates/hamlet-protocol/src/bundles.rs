@@ -328,12 +328,12 @@ impl BundleTalk {
     }
 
     /// Says what became of the peer's bundle `number`, unless a newer one came since.
-    pub fn answer(&mut self, number: u64, outcome: Result<(), &NotInForce>) {
+    pub fn answer(&mut self, number: u64, outcome: &Result<(), NotInForce>) {
         let Some((_, heard)) = self.theirs.as_ref().filter(|(newest, _)| *newest == number) else { return };
         self.answer = Some(ext::BundleAck {
             trust_domain: heard.trust_domain.clone(),
             sequence: heard.sequence,
-            error: outcome.err().map(|why| error_info(&why.rejection())),
+            error: outcome.as_ref().err().map(|why| error_info(&why.rejection())),
         });
     }
 
@@ -433,15 +433,15 @@ mod tests {
         let (mut ours, mut theirs) = (BundleTalk::default(), BundleTalk::default());
         ours.set_ours(Some(Arc::new(bundle(1, "one"))));
         theirs.receive(said(&mut ours, 0).unwrap(), T(0)).unwrap();
-        theirs.answer(7, Ok(()));
+        theirs.answer(7, &Ok(()));
         assert!(!theirs.wants_write(T(0)), "there is no seventh");
-        theirs.answer(1, Err(&NotInForce::Waiting(T(3))));
+        theirs.answer(1, &Err(NotInForce::Waiting(T(3))));
         let Some(ext::control::Kind::BundleAck(waiting)) = theirs.next(65_536, T(0)) else { panic!() };
         ours.answered(&waiting);
         let answer = ours.their_answer().unwrap().clone();
         assert!(answer.sequence == 1 && answer.problem.as_ref().unwrap().is_waiting(), "{answer:?}");
         assert!(answer.problem.unwrap().message.contains("in 3 s") && ours.take_news());
-        theirs.answer(1, Ok(()));
+        theirs.answer(1, &Ok(()));
         let Some(ext::control::Kind::BundleAck(held)) = theirs.next(65_536, T(3)) else { panic!() };
         ours.set_ours(Some(Arc::new(bundle(2, "two"))));
         ours.answered(&held);

@@ -354,7 +354,7 @@ fn a_bundle_is_said_to_a_hello_peer_and_never_to_a_foreign_one() {
         let before = session.violations();
         session.receive(control(Some(kind)), T0).unwrap();
         assert_eq!((session.bundles.theirs().is_some(), session.violations() > before), (hello, !hello));
-        session.bundles.answer(1, Ok(()));
+        session.bundles.answer(1, &Ok(()));
         assert_eq!(words(&mut session).iter().filter(|w| is_bundle(w)).count(), usize::from(hello));
     }
 }

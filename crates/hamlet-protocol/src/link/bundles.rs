@@ -33,7 +33,7 @@ impl<J: LinkJudge> Link<J> {
     }
 
     /// Tells the peer what became of its bundle. May be said again when that changes.
-    pub fn answer_bundle(&self, heard: &HeardBundle, outcome: Result<(), &NotInForce>) {
+    pub fn answer_bundle(&self, heard: &HeardBundle, outcome: &Result<(), NotInForce>) {
         if let Some(cell) = self.active().filter(|cell| cell.id == heard.stream) {
             cell.change(|s| s.bundles.answer(heard.number, outcome));
         }

@@ -67,7 +67,7 @@ impl<R: Resource> BundleTask<R> {
                     let place = Some((heard.stream, heard.number));
                     if seen.bundle != place || seen.due.is_some_and(|due| due <= self.clock.now()) {
                         let outcome = self.decide(peer, &heard);
-                        link.answer_bundle(&heard, outcome.as_ref().map(|()| ()));
+                        link.answer_bundle(&heard, &outcome);
                         seen.bundle = place;
                         seen.due = match outcome {
                             Err(NotInForce::Waiting(left)) => Some(self.clock.now().saturating_add(left)),

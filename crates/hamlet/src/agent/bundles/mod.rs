@@ -103,26 +103,31 @@ pub(crate) fn peer_file(peer: &PeerConfig) -> Option<Result<SpiffeBundle, String
     Some(bundle_file(peer, path).map(|(bundle, _)| bundle))
 }
 
-/// A peer's first bundle, what tells it from another first one, and how it came; `None` if the endpoint
-/// is to bring it. Of a peer made by token the file in the data folder only repeats it.
-fn first_bundle(
-    peer: &PeerConfig,
-    made: Option<&MadePeer>,
-) -> Option<Result<(SpiffeBundle, [u8; 32], Channel), String>> {
+/// A peer's first bundle.
+struct First {
+    bundle: SpiffeBundle,
+    /// Tells it from another first one.
+    print: [u8; 32],
+    channel: Channel,
+}
+
+/// The first bundle, or why it can't be used; `None` if the endpoint is to bring it. Of a peer made by token the file in the data folder only repeats it.
+fn first_bundle(peer: &PeerConfig, made: Option<&MadePeer>) -> Option<Result<First, String>> {
     let Some(made) = made else {
         let path = peer.bundle.as_ref()?;
-        return Some(bundle_file(peer, path).map(|(bundle, print)| (bundle, print, Channel::File)));
+        let channel = Channel::File;
+        return Some(bundle_file(peer, path).map(|(bundle, print)| First { bundle, print, channel }));
     };
     let hint = "remove the peer, and peer anew";
     let read = made.document.bundle().map_err(|e| format!("what came with its token: {e}; {hint}"));
     Some(read.map(|bundle| {
-        let found = SpiffeBundle { sequence: Some(made.document.sequence), ..SpiffeBundle::of(bundle) };
+        let bundle = SpiffeBundle { sequence: Some(made.document.sequence), ..SpiffeBundle::of(bundle) };
         // The words are others in each exchange: to peer anew is to begin anew.
         let mut print = Sha256::new();
         print.update(made.words.as_bytes());
-        print.update(found.authorities.fingerprint());
+        print.update(bundle.authorities.fingerprint());
         print.update(made.document.sequence.to_be_bytes());
-        (found, print.finalize().into(), Channel::Token)
+        First { bundle, print: print.finalize().into(), channel: Channel::Token }
     }))
 }
 
@@ -143,16 +148,16 @@ impl PeerBundles {
     pub(super) fn of(&self, peer: &PeerConfig, made: Option<&MadePeer>) -> Result<TrustBundle, String> {
         let first = first_bundle(peer, made);
         if !peer.follows() {
-            let (bundle, ..) = first.ok_or("there is neither a bundle nor an endpoint")??;
-            return certificates(&bundle.authorities);
+            let first = first.ok_or("there is neither a bundle nor an endpoint")??;
+            return certificates(&first.bundle.authorities);
         }
         let source = peer.endpoint.as_ref().map(|e| e.url.to_string()).unwrap_or_default();
         let mut followed = self.followed.lock();
         let entry = followed.entry(peer.name.clone()).or_default();
         match first {
             None => {}
-            Some(Ok((_, print, _))) if entry.first == Some(print) && entry.held.is_some() => {}
-            Some(Ok((bundle, print, channel))) => {
+            Some(Ok(first)) if entry.first == Some(first.print) && entry.held.is_some() => {}
+            Some(Ok(First { bundle, print, channel })) => {
                 let held = Some(HeldBundle::first(bundle, channel));
                 *entry = Followed { held, first: Some(print), url: source.clone(), ..Followed::default() };
             }

@@ -159,7 +159,7 @@ impl Agent {
             (told, outcome) => told.as_ref() == Some(outcome),
         };
         if !told_alike {
-            link.answer_bundle(heard, outcome.as_ref().map(|()| ()));
+            link.answer_bundle(heard, &outcome);
             entry.told = Some(outcome);
             self.bump();
         }
