@@ -309,7 +309,9 @@ impl Agent {
         let (root, _) = state.staged()?;
         let own = self.own_bundle().ok()?;
         let prints = own.authorities.bundle().map(TrustBundle::fingerprints).unwrap_or_default();
-        let said = prints.iter().any(|print| hex(print) == root.sha256);
+        // What the streams say may be older than what was read last.
+        let present = self.link_context.bundles.ours().map(|ours| ours.sequence) == own.sequence;
+        let said = present && prints.iter().any(|print| hex(print) == root.sha256);
         Some((root.clone(), said))
     }
 
