@@ -31,7 +31,7 @@ pub use model::{
     AuthorityConfig, Config, CrlFile, DnsConfig, EgressConfig, EndpointProof, Extensions, Follow,
     FollowedEndpoint, HoldTime, IdentityConfig, IdentityFiles, ImportConfig, Limits, Listeners, LogConfig,
     LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Profile, Resync, Secret,
-    SecretError, SecretFile, ServedEndpoint, Version, ZoneConfig,
+    SecretError, SecretFile, ServedEndpoint, Version, WorkloadApiConfig, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;
