@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +122,14 @@ const MEND_IT: &str = "see what listens at that socket, and its log";
 /// Why it isn't.
 pub fn check_endpoint(endpoint: &str) -> Result<(), EndpointError> {
     parse_endpoint(endpoint).map(drop)
+}
+
+/// The socket's path, if that is what `endpoint` names.
+pub fn socket_path(endpoint: &str) -> Option<PathBuf> {
+    match parse_endpoint(endpoint) {
+        Ok(Endpoint::Unix(path)) => Some(path),
+        _ => None,
+    }
 }
 
 fn parse_endpoint(text: &str) -> Result<Endpoint, EndpointError> {

@@ -242,7 +242,7 @@ pub(super) struct RawWorkloadApi {
     pub(super) mark: Mark,
     /// `Kind/name spec.identity.workloadApi`.
     pub(super) path: String,
-    pub(super) socket: Option<WorkloadSocket>,
+    pub(super) socket: Option<At<WorkloadSocket>>,
     pub(super) agent: RawSvid,
     pub(super) gateway: RawSvid,
 }
@@ -266,13 +266,7 @@ impl RawWorkloadApi {
             RawSvid { written: r.written(key), id: svid.get("spiffeId"), hint: svid.get("hint"), says }
         };
         let path = r.path.clone();
-        RawWorkloadApi {
-            mark,
-            path,
-            socket: r.value("socket"),
-            agent: svid("agent"),
-            gateway: svid("gateway"),
-        }
+        RawWorkloadApi { mark, path, socket: r.get("socket"), agent: svid("agent"), gateway: svid("gateway") }
     }
 }
 

@@ -4,6 +4,7 @@
 use hamlet_core::{Fqdn, TrustDomain};
 use hamlet_identity::SvidChoice;
 use hamlet_identity::authority::plan::Lives;
+use hamlet_identity::workload::socket_path;
 
 use super::Check;
 use crate::config::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
@@ -11,6 +12,8 @@ use crate::config::model::{AuthorityConfig, IdentityConfig, IdentityFiles, PairF
 use crate::config::raw::{At, Pair, RawAuthority, RawIdentity, RawSvid, RawWorkloadApi};
 
 const NO_PAIR: &str = "put the PEM file there; or have `hamlet init DIR` make an authority in a new folder";
+const NO_SOCKET: &str =
+    "start the SPIRE agent, or correct the path; the agent waits for it, and listens to no peer before";
 const NO_AUTHORITY: &str =
     "`hamlet init DIR` makes one in a new folder, `hamlet ca adopt` makes one of a CA that you have";
 
@@ -79,8 +82,11 @@ impl Check<'_> {
     fn workload_api(&mut self, raw: &RawWorkloadApi, domain: &TrustDomain) -> Option<WorkloadApiConfig> {
         let agent = self.svid(raw, "agent", &raw.agent, AGENT_ID_PATH, domain);
         let gateway = self.svid(raw, "gateway", &raw.gateway, GATEWAY_ID_PATH, domain);
-        let config =
-            WorkloadApiConfig { socket: raw.socket.as_ref()?.0.clone(), agent: agent?, gateway: gateway? };
+        let socket = raw.socket.as_ref()?;
+        if let Some(path) = socket_path(&socket.value.0) {
+            self.reference(path, socket, NO_SOCKET);
+        }
+        let config = WorkloadApiConfig { socket: socket.value.0.clone(), agent: agent?, gateway: gateway? };
         if config.agent == config.gateway {
             let message =
                 "agent and gateways have one identity: a gateway could speak for the mesh".to_owned();
