@@ -228,7 +228,7 @@ impl BundleExchange {
 pub struct BundleTalk {
     ours: Option<Arc<StreamBundle>>,
     /// What was said last, and when.
-    said: Option<(u64, [u8; 32], Duration)>,
+    said: Option<(Arc<StreamBundle>, Duration)>,
     /// Answers of ours that wait to be written: the newest only.
     answer: Option<ext::BundleAck>,
     theirs: Option<(u64, Arc<StreamBundle>)>,
@@ -247,14 +247,14 @@ impl BundleTalk {
 
     fn unsaid(&self) -> Option<&Arc<StreamBundle>> {
         let ours = self.ours.as_ref()?;
-        let said = self.said.as_ref();
-        said.is_none_or(|(sequence, print, _)| (*sequence, *print) != (ours.sequence, ours.sha256()))
-            .then_some(ours)
+        // Asked with every message: as a rule it is the very same one.
+        let is_said = |(said, _): &(Arc<StreamBundle>, Duration)| Arc::ptr_eq(said, ours) || said == ours;
+        (!self.said.as_ref().is_some_and(is_said)).then_some(ours)
     }
 
     /// When the next bundle of ours may be said, if one waits.
     pub fn wake_at(&self) -> Option<Duration> {
-        let (_, _, at) = self.said.as_ref()?;
+        let (_, at) = self.said.as_ref()?;
         self.unsaid().map(|_| at.saturating_add(STREAM_BUNDLE_PAUSE))
     }
 
@@ -267,8 +267,8 @@ impl BundleTalk {
             return None;
         }
         let ours = self.unsaid()?.clone();
-        let before = self.said.as_ref().map(|(_, print, _)| Bytes::copy_from_slice(print));
-        self.said = Some((ours.sequence, ours.sha256(), now));
+        let before = self.said.as_ref().map(|(said, _)| Bytes::copy_from_slice(&said.sha256()));
+        self.said = Some((ours.clone(), now));
         if ours.jwks.len().saturating_add(MESSAGE_REST) > most {
             let bytes = ours.jwks.len();
             tracing::warn!(bytes, most, "the peer takes no messages as large as our bundle; it isn't told");
@@ -313,9 +313,8 @@ impl BundleTalk {
 
     /// The peer said what became of ours. An answer to another one than was said last is late.
     pub fn answered(&mut self, ack: &ext::BundleAck) {
-        let named = |(sequence, ..): &(u64, [u8; 32], Duration)| *sequence == ack.sequence;
-        let ours = self.ours.as_ref().is_some_and(|ours| ours.trust_domain == ack.trust_domain);
-        if !ours || !self.said.as_ref().is_some_and(named) {
+        let named = |of: &StreamBundle| of.sequence == ack.sequence && of.trust_domain == ack.trust_domain;
+        if !self.said.as_ref().is_some_and(|(said, _)| named(said)) {
             return;
         }
         let problem = ack.error.as_ref().map(|info| BundleProblem {
