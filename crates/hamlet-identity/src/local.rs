@@ -230,6 +230,17 @@ impl LocalIdentity {
         result
     }
 
+    /// As [`Self::reload`], but an error is only returned, and leaves no trace: for files that
+    /// somebody may be replacing at the moment.
+    pub(crate) fn reload_if_good(&self) -> Result<bool, IdentityError> {
+        let new = self.try_reload()?;
+        *self.last_error.lock() = None;
+        if new {
+            self.generation.send_modify(|generation| *generation += 1);
+        }
+        Ok(new)
+    }
+
     fn try_reload(&self) -> Result<bool, IdentityError> {
         let (cert_pem, key_pem) = match &self.origin {
             Origin::Files { cert, key } => (read_public(cert)?, read_key(key)?),

@@ -3,7 +3,8 @@
 //! Watches the *parent folders* (an orchestrator swaps a symlink beside the files, an editor
 //! renames a new file into place), asks only whether something changed, and looks anew every
 //! [`POLL`] as well, since events get lost. It publishes nothing half-written: that is
-//! [`LocalIdentity::reload`]'s promise.
+//! [`LocalIdentity::reload`]'s promise. Nor does it call a change an error before it had the time to
+//! be whole: a certificate and its key are two files, replaced one after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
@@ -24,6 +25,15 @@ use crate::local::LocalIdentity;
 pub const POLL: Duration = Duration::from_secs(30);
 /// Events within this time are one change: two files are seldom replaced in the same instant.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// What a look makes of an identity that can't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Somebody may be between the certificate and its key: nothing is said yet.
+    Once,
+    /// It is an error.
+    None,
+}
 
 /// The task that keeps identities fresh and tells when other files (trust bundles) changed.
 pub struct IdentityWatch {
@@ -73,7 +83,7 @@ impl IdentityWatch {
             }
         };
         // What changed between loading and watching.
-        self.look();
+        self.look(Patience::None);
         'looks: loop {
             tokio::select! {
                 () = shutdown.begun() => break 'looks,
@@ -84,17 +94,29 @@ impl IdentityWatch {
                 }
                 () = tokio::time::sleep(self.poll) => {}
             }
-            self.look();
+            if self.look(Patience::Once) {
+                if shutdown.or_begun(tokio::time::sleep(SETTLE)).await.is_none() {
+                    break 'looks;
+                }
+                self.look(Patience::None);
+            }
         }
     }
 
-    /// Reads everything once. A few small local files: not worth a thread of their own.
-    fn look(&mut self) {
+    /// Reads everything once; whether something is to be read again, because it could be half of a
+    /// change. A few small local files: not worth a thread of their own.
+    fn look(&mut self, patience: Patience) -> bool {
+        let mut again = false;
         for identity in &self.identities {
             let before = identity.last_error();
-            match identity.reload() {
+            let outcome = match patience {
+                Patience::Once => identity.reload_if_good(),
+                Patience::None => identity.reload(),
+            };
+            match outcome {
                 Ok(true) => tracing::info!(id = %identity.spiffe_id(), "certificate reloaded"),
                 Ok(false) => {}
+                Err(_) if patience == Patience::Once => again = true,
                 // The same error again is no news.
                 Err(error) if before.as_deref() == Some(error.to_string().as_str()) => {}
                 Err(error) => {
@@ -114,6 +136,7 @@ impl IdentityWatch {
         if any {
             self.changed.send_modify(|generation| *generation += 1);
         }
+        again
     }
 
     fn folders(&self) -> BTreeSet<PathBuf> {
@@ -155,4 +178,48 @@ fn watch_folders(folders: &BTreeSet<PathBuf>, event: Arc<Notify>) -> notify::Res
 /// Opening and reading are events too, and our own look would wake us for ever.
 fn is_own_reading(kind: EventKind) -> bool {
     matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+}
+
+#[cfg(test)]
+mod tests {
+    use hamlet_core::TrustDomain;
+    use hamlet_runtime::SystemClock;
+
+    use super::*;
+    use crate::ca::LocalCa;
+    use crate::files::replace;
+
+    #[test]
+    fn half_of_a_change_is_no_error_at_once_and_one_when_it_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (domain, day) = (TrustDomain::parse("acme.example").unwrap(), Duration::from_secs(24 * 3600));
+        let clock = SystemClock::shared();
+        let ca = LocalCa::create(&folder.path().join("ca"), &domain, day * 30, clock.clone()).unwrap();
+        let issue = || ca.issue_agent(&domain.id("agent").unwrap(), &[], day).unwrap();
+        let (cert, key) = (folder.path().join("agent.pem"), folder.path().join("agent.key"));
+        let write_key = |pem: &str| replace(&key, pem.as_bytes(), 0o600).unwrap();
+        let write_cert = |pem: &str| replace(&cert, pem.as_bytes(), 0o644).unwrap();
+        let (first, second) = (issue(), issue());
+        write_key(&first.key);
+        write_cert(&first.cert);
+        let identity = LocalIdentity::from_pem_files(&cert, &key, clock).unwrap();
+        let mut watch = IdentityWatch::new(vec![identity.clone()]);
+        let (before, changed) = (identity.fingerprint(), identity.changed());
+        assert!(!watch.look(Patience::Once), "all is as it was");
+
+        write_key(&second.key);
+        assert!(watch.look(Patience::Once), "to be looked at again");
+        assert_eq!((identity.last_error(), identity.fingerprint()), (None, before));
+        write_cert(&second.cert);
+        assert!(!watch.look(Patience::None));
+        assert_eq!(identity.last_error(), None);
+        assert!(identity.fingerprint() != before && changed.has_changed().unwrap());
+
+        write_key(&first.key);
+        assert!(watch.look(Patience::Once) && !watch.look(Patience::None));
+        assert!(identity.last_error().is_some_and(|error| error.contains("is not the key")));
+        write_key(&second.key);
+        assert!(!watch.look(Patience::Once), "mended");
+        assert_eq!(identity.last_error(), None);
+    }
 }
