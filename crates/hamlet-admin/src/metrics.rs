@@ -54,6 +54,10 @@ struct SourceLabel {
     source: String,
 }
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SocketLabel {
+    socket: String,
+}
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FlowLabels {
     peer: String,
     flow: FlowLabel,
@@ -151,6 +155,8 @@ metrics! {
         identity_good: By<RoleLabel>,
         /// Renewals and rotations that our own authority did since the start; absent series without one.
         authority_steps: By<KindLabel>,
+        /// Whether the Workload API that gives our identities answers (1), or not (0); absent without one.
+        workload_api_up: By<SocketLabel>,
         /// When our own authority's root (`root`) and intermediate (`issuing`) expire, in seconds since the Unix epoch.
         authority_not_after_seconds: By<KindLabel>,
         /// Services by origin: local, or imported and in force.
@@ -321,6 +327,10 @@ impl StateMetrics {
         }
         if let Some(authority) = &agent.authority {
             self.fill_authority(authority);
+        }
+        if let Some(api) = &agent.workload_api {
+            let label = SocketLabel { socket: api.socket.clone() };
+            self.workload_api_up.get_or_create(&label).set(flag(api.error.is_none()));
         }
     }
 

@@ -523,7 +523,10 @@ fn prepare(sim: &Sim, mesh: MeshId, birth: Birth) -> Prepared {
     let supervisor = Supervisor::on(executor, Shutdown::new());
     let clock: Arc<dyn Clock> = Arc::new(SimClock::new(start, its.jumps.clone()));
     let context = LinkContext {
-        our_id: its.id.clone(),
+        our_id: {
+            let id = its.id.clone();
+            Arc::new(move || id.clone())
+        },
         agent: "hamlet hardship".into(),
         instance: number,
         log_id: [its.log.wrapping_mul(16).wrapping_add(mesh as u8); 16],

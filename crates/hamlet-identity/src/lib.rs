@@ -53,7 +53,7 @@ pub use endpoint::{
 pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
 pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
-pub use local::{CertificateProvider, IdentityError, LocalIdentity};
+pub use local::{CertificateProvider, IdentityError, LocalIdentity, ProviderError};
 pub use minter::{CurrentCa, MINTED_MAX, SniMinter};
 pub use refused::VerifyError;
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace, SilentSockets};
@@ -76,4 +76,4 @@ pub use verify::{
     verify_peer_chain,
 };
 pub use watch::IdentityWatch;
-pub use workload::WorkloadApi;
+pub use workload::{SvidChoice, WorkloadApi};

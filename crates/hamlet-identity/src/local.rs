@@ -33,8 +33,8 @@ use crate::verify::{CHAIN_MAX, Usage, check_leaf};
 pub enum IdentityError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("the certificate provider has none to give: {error}; mend the provider")]
-    Provider { error: String },
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
     #[error("{cert} has no certificate; put the leaf in it (PEM), then its intermediates")]
     NoCertificate { cert: String },
     #[error(
@@ -66,6 +66,23 @@ struct Current {
     stamp: [u8; 32],
 }
 
+/// Why a [`CertificateProvider`] has no certificate to give.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}; {remedy}")]
+pub struct ProviderError {
+    /// What is wrong.
+    pub error: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl ProviderError {
+    /// What is wrong, and what to do.
+    pub fn new(error: impl Into<String>, remedy: impl Into<String>) -> ProviderError {
+        ProviderError { error: error.into(), remedy: remedy.into() }
+    }
+}
+
 /// Where an identity comes from that isn't in files: a secret store, an agent of one's own, an API.
 pub trait CertificateProvider: Send + Sync + 'static {
     /// The chain (leaf first) and its key, as they are now. Asked again every
@@ -74,7 +91,7 @@ pub trait CertificateProvider: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why there is none; the last good pair stays in use.
-    fn current(&self) -> Result<PemPair, String>;
+    fn current(&self) -> Result<PemPair, ProviderError>;
 }
 
 enum Origin {
@@ -128,6 +145,19 @@ impl LocalIdentity {
         clock: Arc<dyn Clock>,
     ) -> Arc<LocalIdentity> {
         let origin = Origin::Files { cert: cert.to_owned(), key: key.to_owned() };
+        LocalIdentity::waiting(origin, expected, clock)
+    }
+
+    /// The same from a provider: takes what it has when it has it.
+    pub fn from_provider_or_wait(
+        provider: Arc<dyn CertificateProvider>,
+        expected: SpiffeId,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<LocalIdentity> {
+        LocalIdentity::waiting(Origin::Provider(provider), expected, clock)
+    }
+
+    fn waiting(origin: Origin, expected: SpiffeId, clock: Arc<dyn Clock>) -> Arc<LocalIdentity> {
         let domain = Some(expected.trust_domain().clone());
         let identity = Arc::new(LocalIdentity::empty(origin, expected, domain, clock));
         if let Err(error) = identity.reload() {
@@ -168,7 +198,7 @@ impl LocalIdentity {
         provider: Arc<dyn CertificateProvider>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<LocalIdentity>, IdentityError> {
-        let pair = provider.current().map_err(|error| IdentityError::Provider { error })?;
+        let pair = provider.current()?;
         LocalIdentity::load(Origin::Provider(provider), pair.cert.as_bytes(), pair.key.as_bytes(), clock)
     }
 
@@ -215,7 +245,7 @@ impl LocalIdentity {
         let (cert_pem, key_pem) = match &self.origin {
             Origin::Files { cert, key } => (read_public(cert)?, read_key(key)?),
             Origin::Provider(provider) => {
-                let pair = provider.current().map_err(|error| IdentityError::Provider { error })?;
+                let pair = provider.current()?;
                 (pair.cert.into_bytes(), pair.key.into_bytes())
             }
             Origin::Memory => return Ok(false),

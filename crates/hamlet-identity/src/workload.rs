@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::bundle::TrustBundle;
 use crate::ca::PemPair;
-use crate::local::CertificateProvider;
+use crate::local::{CertificateProvider, ProviderError};
 use crate::peering::to_pem;
 
 /// First and longest time between two attempts to reach the Workload API.
@@ -36,6 +37,10 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const SVIDS_MAX: usize = 64;
 /// Most trust bundles that are kept of one message.
 pub const BUNDLES_MAX: usize = 4096;
+/// Most ids that an error names.
+const IDS_SHOWN: usize = 4;
+/// Longest hint that an identity is chosen by, in bytes.
+pub const HINT_BYTES_MAX: usize = 256;
 
 /// Why the place of the Workload API can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +54,32 @@ pub struct EndpointError {
     pub reason: String,
 }
 
+/// Which of the identities that the Workload API gives is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SvidChoice {
+    /// The first one, which the SPIFFE Workload API calls the default identity (section 5.3).
+    Default,
+    /// The one with this id.
+    Id(SpiffeId),
+    /// The one that its registration entry gives this hint (section 5.2.1); hints are unique there.
+    Hint(String),
+}
+
+impl fmt::Display for SvidChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SvidChoice::Default => f.write_str("an identity"),
+            SvidChoice::Id(id) => write!(f, "{id}"),
+            SvidChoice::Hint(hint) => write!(f, "an identity with the hint {hint:?}"),
+        }
+    }
+}
+
 /// One identity that the Workload API gave us.
 #[derive(Clone)]
 struct Given {
     id: SpiffeId,
+    hint: Option<String>,
     pair: PemPair,
 }
 
@@ -68,8 +95,52 @@ pub struct WorkloadApi {
     endpoint: Endpoint,
     shown: String,
     state: ArcSwapOption<State>,
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<Trouble>>,
     generation: watch::Sender<u64>,
+}
+
+/// Why nothing new comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Trouble {
+    text: String,
+    /// What a person can do about it.
+    remedy: &'static str,
+}
+
+/// Where it is said that nobody answers.
+const START_IT: &str = "start the SPIRE agent, or correct the socket, and see that this user may open it";
+/// Where somebody answers and gives nothing.
+const REGISTER: &str =
+    "register this process: an entry whose selectors fit it (`spire-server entry show` lists them)";
+/// Where what comes is no Workload API's, or is broken.
+const MEND_IT: &str = "see what listens at that socket, and its log";
+
+/// Whether `endpoint` is a place of a Workload API that a private key may come from: a unix socket, or
+/// TCP on this machine, since there is no TLS.
+///
+/// # Errors
+/// Why it isn't.
+pub fn check_endpoint(endpoint: &str) -> Result<(), EndpointError> {
+    parse_endpoint(endpoint).map(drop)
+}
+
+/// The socket's path, if that is what `endpoint` names.
+pub fn socket_path(endpoint: &str) -> Option<PathBuf> {
+    match parse_endpoint(endpoint) {
+        Ok(Endpoint::Unix(path)) => Some(path),
+        _ => None,
+    }
+}
+
+fn parse_endpoint(text: &str) -> Result<Endpoint, EndpointError> {
+    let wrong = |reason: String| EndpointError { endpoint: text.to_owned(), reason };
+    let endpoint = Endpoint::parse(text).map_err(|error| wrong(error.to_string()))?;
+    match &endpoint {
+        Endpoint::Tcp { host, .. } if !host.is_loopback() => {
+            Err(wrong("private keys would cross the network in clear text".to_owned()))
+        }
+        _ => Ok(endpoint),
+    }
 }
 
 impl fmt::Debug for WorkloadApi {
@@ -85,9 +156,8 @@ impl WorkloadApi {
     /// # Errors
     /// When that is no place of a Workload API.
     pub fn new(endpoint: &str) -> Result<Arc<WorkloadApi>, EndpointError> {
-        let wrong = |reason: String| EndpointError { endpoint: endpoint.to_owned(), reason };
         Ok(Arc::new(WorkloadApi {
-            endpoint: Endpoint::parse(endpoint).map_err(|error| wrong(error.to_string()))?,
+            endpoint: parse_endpoint(endpoint)?,
             shown: endpoint.to_owned(),
             state: ArcSwapOption::empty(),
             last_error: Mutex::new(None),
@@ -116,10 +186,7 @@ impl WorkloadApi {
                         backoff.reset();
                     }
                     let useless = error.as_ref().is_some_and(Failed::is_useless);
-                    self.failed(error.map_or_else(
-                        || "it closed the stream without a message".to_owned(),
-                        |e| e.to_string(),
-                    ));
+                    self.failed(error.unwrap_or(Failed::Silent));
                     if useless { RETRY_MAX } else { backoff.next_delay() }
                 }
             };
@@ -129,15 +196,42 @@ impl WorkloadApi {
         }
     }
 
+    async fn connect(&self) -> Result<WorkloadApiClient, Failed> {
+        let connecting = WorkloadApiClient::connect(self.endpoint.clone());
+        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(client) => Ok(client?),
+            Err(_) => Err(Failed::TimedOut),
+        }
+    }
+
+    /// Asks once, for whoever doesn't follow: takes one message, or notes why there is none within
+    /// `patience`.
+    pub async fn ask(&self, patience: Duration) {
+        let asking = async {
+            let client = self.connect().await?;
+            let mut messages = client.stream_x509_contexts().await?;
+            self.take(&messages.next().await.ok_or(Failed::Silent)??);
+            Ok(())
+        };
+        match tokio::time::timeout(patience, asking).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.failed(error),
+            Err(_) => self.failed(Failed::TimedOut),
+        }
+    }
+
+    /// Waits until it has said something, or it is known why it doesn't; at most `patience`.
+    pub async fn heard(&self, patience: Duration) {
+        let mut changed = self.changed();
+        // The error says no more than that nobody will ever answer.
+        let _ = tokio::time::timeout(patience, changed.wait_for(|generation| *generation > 0)).await;
+    }
+
     /// One connection, to its end.
     async fn follow(&self) -> Heard {
         let mut any = false;
         let result = async {
-            let connecting = WorkloadApiClient::connect(self.endpoint.clone());
-            let client = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-                Ok(client) => client?,
-                Err(_) => return Err(Failed::TimedOut),
-            };
+            let client = self.connect().await?;
             let mut messages = client.stream_x509_contexts().await?;
             while let Some(context) = messages.next().await {
                 self.take(&context?);
@@ -172,13 +266,26 @@ impl WorkloadApi {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
-    fn failed(&self, error: String) {
+    fn failed(&self, error: Failed) {
+        let trouble = Trouble { text: error.to_string(), remedy: error.remedy() };
         let mut last = self.last_error.lock();
         // The same error again is no news.
-        if last.as_deref() != Some(error.as_str()) {
-            tracing::warn!(endpoint = %self.shown, %error, "the Workload API gives nothing; what it said last stays");
-            *last = Some(error);
+        if last.as_ref() != Some(&trouble) {
+            tracing::warn!(endpoint = %self.shown, error = %trouble.text, "the Workload API gives nothing; what it said last stays");
+            *last = Some(trouble);
+            drop(last);
+            self.generation.send_modify(|generation| *generation += 1);
         }
+    }
+
+    /// Whether there ever was a message.
+    pub fn has_spoken(&self) -> bool {
+        self.state.load().is_some()
+    }
+
+    /// Where it is, as configured.
+    pub fn endpoint(&self) -> &str {
+        &self.shown
     }
 
     /// The ids it gave us, the default one first.
@@ -195,19 +302,36 @@ impl WorkloadApi {
         self.state.load().as_ref()?.bundles.get(domain).cloned()
     }
 
-    /// What was last wrong; `None` while messages come.
-    pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().clone()
+    /// How many bundles it gave us, our own among them.
+    pub fn bundles(&self) -> usize {
+        self.state.load().as_ref().map_or(0, |state| state.bundles.len())
     }
 
-    /// Bumped with each message, after it is visible.
+    /// What was last wrong; `None` while messages come.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().as_ref().map(|trouble| trouble.text.clone())
+    }
+
+    /// Why nothing new comes and what to do, in one sentence with its place; `None` while messages
+    /// come.
+    pub fn problem(&self) -> Option<String> {
+        let last = self.last_error.lock();
+        last.as_ref().map(|t| format!("the Workload API at {}: {}; {}", self.shown, t.text, t.remedy))
+    }
+
+    /// Whether the Workload API answered and gave nothing to whoever asked.
+    pub fn is_refused(&self) -> bool {
+        self.last_error.lock().as_ref().is_some_and(|trouble| trouble.remedy == REGISTER)
+    }
+
+    /// Bumped with each message and with each new error, after it is visible.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 
-    /// A provider of one identity: that of `id`, or the default one.
-    pub fn provider(self: &Arc<WorkloadApi>, id: Option<SpiffeId>) -> Arc<dyn CertificateProvider> {
-        Arc::new(OneIdentity { api: self.clone(), id })
+    /// A provider of one identity.
+    pub fn provider(self: &Arc<WorkloadApi>, choice: SvidChoice) -> Arc<dyn CertificateProvider> {
+        Arc::new(OneIdentity { api: self.clone(), choice })
     }
 }
 
@@ -221,6 +345,8 @@ struct Heard {
 /// Why a connection ended.
 enum Failed {
     TimedOut,
+    /// The stream ended before its first message.
+    Silent,
     Api(WorkloadApiError),
 }
 
@@ -233,20 +359,40 @@ impl From<WorkloadApiError> for Failed {
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failed::TimedOut => write!(f, "no connection within {CONNECT_TIMEOUT:?}"),
+            Failed::TimedOut => f.write_str("no answer in time"),
+            Failed::Silent => f.write_str("it closed the stream without a message"),
             Failed::Api(error) => f.write_str(&with_causes(error)),
         }
     }
 }
 
 impl Failed {
+    /// What the Workload API itself said.
+    fn code(&self) -> Option<GrpcStatusCode> {
+        match self {
+            Failed::Api(WorkloadApiError::Transport(TransportError::Status(status))) => Some(status.code()),
+            _ => None,
+        }
+    }
+
     /// Answers that will be the same however often we ask (SPIFFE Workload API section 6.1).
     fn is_useless(&self) -> bool {
+        matches!(self.code(), Some(GrpcStatusCode::InvalidArgument | GrpcStatusCode::Unimplemented))
+    }
+
+    fn remedy(&self) -> &'static str {
         match self {
-            Failed::Api(WorkloadApiError::Transport(TransportError::Status(status))) => {
-                matches!(status.code(), GrpcStatusCode::InvalidArgument | GrpcStatusCode::Unimplemented)
+            Failed::Api(WorkloadApiError::PermissionDenied(_) | WorkloadApiError::NoIdentityIssued) => {
+                REGISTER
             }
-            _ => false,
+            Failed::Api(WorkloadApiError::Transport(_)) if self.code().is_none() => START_IT,
+            Failed::TimedOut => START_IT,
+            Failed::Silent | Failed::Api(_) => match self.code() {
+                Some(GrpcStatusCode::PermissionDenied) => REGISTER,
+                // Unknown is how the client calls a stream that broke off.
+                Some(GrpcStatusCode::Unavailable | GrpcStatusCode::Unknown) => START_IT,
+                _ => MEND_IT,
+            },
         }
     }
 }
@@ -255,30 +401,40 @@ fn given(svid: &X509Svid) -> Option<Given> {
     let id = SpiffeId::parse(svid.spiffe_id().to_string().as_str()).ok()?;
     let ders: Vec<_> = svid.cert_chain().iter().map(|c| c.as_bytes().into()).collect();
     let key = pem::encode(&pem::Pem::new("PRIVATE KEY", svid.private_key().as_bytes()));
-    Some(Given { id, pair: PemPair { cert: to_pem(&ders), key } })
+    let hint = svid.hint().map(ToOwned::to_owned);
+    Some(Given { id, hint, pair: PemPair { cert: to_pem(&ders), key } })
 }
 
 struct OneIdentity {
     api: Arc<WorkloadApi>,
-    id: Option<SpiffeId>,
+    choice: SvidChoice,
 }
 
 impl CertificateProvider for OneIdentity {
-    fn current(&self) -> Result<PemPair, String> {
+    fn current(&self) -> Result<PemPair, ProviderError> {
+        let at = &self.api.shown;
         let state = self.api.state.load();
         let Some(state) = state.as_ref() else {
-            let why = self.api.last_error().unwrap_or_else(|| "it has said nothing yet".to_owned());
-            return Err(format!("{}: {why}", self.api.shown));
+            let last = self.api.last_error.lock();
+            let (text, remedy) = match last.as_ref() {
+                Some(trouble) => (trouble.text.as_str(), trouble.remedy),
+                None => ("it has said nothing yet", START_IT),
+            };
+            return Err(ProviderError::new(format!("the Workload API at {at}: {text}"), remedy));
         };
-        let found = match &self.id {
-            Some(id) => state.given.iter().find(|g| g.id == *id),
-            None => state.given.first(),
-        };
-        found.map(|g| g.pair.clone()).ok_or_else(|| {
-            let ids: Vec<&str> = state.given.iter().map(|g| g.id.as_str()).collect();
-            let wanted = self.id.as_ref().map_or("an identity", SpiffeId::as_str);
+        let found = state.given.iter().find(|given| match &self.choice {
+            SvidChoice::Default => true,
+            SvidChoice::Id(id) => given.id == *id,
+            SvidChoice::Hint(hint) => given.hint.as_ref() == Some(hint),
+        });
+        found.map(|given| given.pair.clone()).ok_or_else(|| {
+            let ids: Vec<&str> = state.given.iter().map(|given| given.id.as_str()).take(IDS_SHOWN).collect();
             let given = if ids.is_empty() { "nothing".to_owned() } else { ids.join(" and ") };
-            format!("{}: {wanted} is not registered for this process; it gives {given}", self.api.shown)
+            let text = format!(
+                "{} is not registered for this process; the Workload API at {at} gives {given}",
+                self.choice
+            );
+            ProviderError::new(text, REGISTER)
         })
     }
 }

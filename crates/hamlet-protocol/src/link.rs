@@ -138,8 +138,8 @@ impl<R: ?Sized> LinkConfig<R> {
 
 /// What all links share.
 pub struct LinkContext<J: LinkJudge = ServiceJudge> {
-    /// Our own id.
-    pub our_id: SpiffeId,
+    /// Our own id as it is now: where certificates come from outside, it can come late or change.
+    pub our_id: Arc<dyn Fn() -> SpiffeId + Send + Sync>,
     /// Program and version, for the hello.
     pub agent: String,
     /// Random for this process.
@@ -182,7 +182,7 @@ impl<J: LinkJudge> Clone for LinkContext<J> {
 
 impl<J: LinkJudge> std::fmt::Debug for LinkContext<J> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LinkContext").field("our_id", &self.our_id).finish_non_exhaustive()
+        f.debug_struct("LinkContext").field("our_id", &(self.our_id)()).finish_non_exhaustive()
     }
 }
 
@@ -637,7 +637,7 @@ impl<J: LinkJudge> Link<J> {
         }
         // Both sides compare the same two ids, and find opposite answers. A peer without SPIFFE ids
         // doesn't compare: its own stream is kept.
-        let ours_wins = proven.id.spiffe().is_some_and(|theirs| self.context.our_id < *theirs);
+        let ours_wins = proven.id.spiffe().is_some_and(|theirs| (self.context.our_id)() < *theirs);
         if active.dialled != dialled && dialled != ours_wins {
             return Err(StreamEnd::new(
                 Code::AlreadyExists,

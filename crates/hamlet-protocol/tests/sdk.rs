@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hamlet_protocol::sdk::{
     CertificateProvider, Consumer, ConsumerEvent, Events, HeardBundle, Identity, MemoryStore, Missable,
-    NotInForce, Owner, OwnerEvent, Peer, PeerName, PemPair, ProtobufResource, PutError, Rejection,
-    RejectionCode, StartError, StreamBundle,
+    NotInForce, Owner, OwnerEvent, Peer, PeerName, PemPair, ProtobufResource, ProviderError, PutError,
+    Rejection, RejectionCode, StartError, StreamBundle,
 };
 use hamlet_testkit::pki::TestCa;
 use tokio::sync::watch;
@@ -287,14 +287,14 @@ async fn a_stranger_and_another_type_are_refused_and_the_observer_is_told_why() 
 async fn certificates_come_from_files_or_from_a_provider() {
     struct Provider(PemPair);
     impl CertificateProvider for Provider {
-        fn current(&self) -> Result<PemPair, String> {
+        fn current(&self) -> Result<PemPair, ProviderError> {
             Ok(self.0.clone())
         }
     }
     struct Empty;
     impl CertificateProvider for Empty {
-        fn current(&self) -> Result<PemPair, String> {
-            Err("sealed".into())
+        fn current(&self) -> Result<PemPair, ProviderError> {
+            Err(ProviderError::new("the vault is sealed", "unseal it"))
         }
     }
     let meshes = Meshes::new();
@@ -305,7 +305,7 @@ async fn certificates_come_from_files_or_from_a_provider() {
     let (cert, key) = meshes.shop.agent().write(folder.path(), "shop");
     let read = Identity::from_files(cert, key).unwrap();
     assert_eq!(read.id(), meshes.shop.agent_id());
-    assert!(Identity::from_provider(Arc::new(Empty)).unwrap_err().to_string().contains("sealed"));
+    assert!(Identity::from_provider(Arc::new(Empty)).unwrap_err().to_string().contains("sealed; unseal it"));
 
     let owner: Owner<Price> =
         Owner::builder(provided).peer(meshes.shop()).listen("127.0.0.1:0").start().await.unwrap();

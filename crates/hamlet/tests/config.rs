@@ -183,6 +183,13 @@ fn what_is_probably_not_meant_is_a_warning_with_its_place() {
             "peer.yaml:9:13: warning: Peer/globex spec.trust.bundle: ",
         ),
         ("import.yaml", "203.0.113.0/24", "0.0.0.0/0", "import.yaml:10:14: warning: "),
+        (
+            "mesh.yaml",
+            "agent: {cert: identity/agent.pem, key: identity/agent.key}\n    gateway: {cert: identity/gateway.pem, key: identity/gateway.key}",
+            "workloadApi: {socket: \"unix:///nowhere/agent.sock\"}",
+            "mesh.yaml:8:27: warning: Mesh/acme spec.identity.workloadApi.socket: there is no file /nowhere/agent.sock; fix: \
+             start the SPIRE agent",
+        ),
         ("import.yaml", "[globex.example]", "[acme.example]", "import.yaml:8:16: warning: "),
     ] {
         let warnings = warned(file, from, to);

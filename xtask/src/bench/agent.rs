@@ -139,7 +139,10 @@ impl Agent {
         let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {
-            our_id: identities.identity.spiffe_id(),
+            our_id: {
+                let identity = identities.identity.clone();
+                Arc::new(move || identity.spiffe_id())
+            },
             agent: "hamlet bench".into(),
             instance: u64::from(std::process::id()),
             log_id: u128::from(std::process::id()).to_be_bytes(),

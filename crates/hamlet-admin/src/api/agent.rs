@@ -95,8 +95,24 @@ pub struct IdentityStatus {
     pub expires_in_s: i64,
     /// Whether the agent's own authority renews it.
     pub renewed_by_us: bool,
+    /// Whether a Workload API renews it.
+    pub renewed_by_workload_api: bool,
     /// Why the files as they are now can't be used, or the last renewal failed; the last good pair
     /// stays in force.
+    pub error: Option<String>,
+}
+
+/// The Workload API that gives identities and bundles.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadApiStatus {
+    /// Where it is.
+    pub socket: String,
+    /// The ids that it gave last.
+    pub ids: Vec<String>,
+    /// How many bundles it gave last, that of our own trust domain among them.
+    pub bundles: u64,
+    /// Why nothing new comes, and what to do; what it gave last stays in force.
     pub error: Option<String>,
 }
 
@@ -179,6 +195,9 @@ pub struct AgentStatus {
     /// The authority that issues them, if it is ours.
     #[serde(default)]
     pub authority: Option<AuthorityStatus>,
+    /// The Workload API that gives them, if one does.
+    #[serde(default)]
+    pub workload_api: Option<WorkloadApiStatus>,
     /// Why the CA beside certificate files can't be used.
     #[serde(default)]
     pub ca_problem: Option<String>,
@@ -328,9 +347,10 @@ impl IdentityStatus {
     /// week away (of a life of days: when less than a sixth of it is left).
     pub fn problem(&self) -> Option<String> {
         let age = |s: i64| human_age(s.unsigned_abs().saturating_mul(1000));
-        let renew = match self.renewed_by_us {
-            true => "our own authority should have renewed it; see `hamlet ca status`",
-            false => "issue a new one and put it in place; the files are watched",
+        let renew = match (self.renewed_by_us, self.renewed_by_workload_api) {
+            (true, _) => "our own authority should have renewed it; see `hamlet ca status`",
+            (_, true) => "the Workload API should have renewed it; see the log of the SPIRE agent",
+            _ => "issue a new one and put it in place; the files are watched",
         };
         match (&self.error, self.expires_in_s) {
             (Some(error), _) => Some(error.clone()),

@@ -18,7 +18,7 @@ pub use age::human_age;
 pub use agent::{
     AgentStatus, AuthorityStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, MissingPeer,
     PlannedStatus, Problem, ReadyCheck, ReloadProblems, ReloadReport, SourceStatus, StatusReport,
-    StoreStatus, TaskFailure, TaskStatus,
+    StoreStatus, TaskFailure, TaskStatus, WorkloadApiStatus,
 };
 pub use bundle::{
     AnchorStatus, AnnouncedStatus, BundleSet, BundleSetError, BundleStatus, OursThere, OwnBundle,

@@ -1,5 +1,5 @@
 //! A Workload API server: the wire as the SPIFFE Workload API says it (the service has no package),
-//! written here anew so that it shares nothing with the client.
+//! written here anew so that it shares nothing with the client. The tests of two meshes use it as well.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hamlet_core::TrustDomain;
-use hamlet_identity::{IdentityError, LocalIdentity, WorkloadApi};
+use hamlet_identity::workload::check_endpoint;
+use hamlet_identity::{IdentityError, LocalIdentity, SvidChoice, WorkloadApi};
 use hamlet_runtime::{Shutdown, Supervisor, SystemClock};
 use hamlet_testkit::pki::{CaSpec, LeafSpec, TestCa};
 use hamlet_testkit::{GENEROUS, eventually};
@@ -79,19 +80,74 @@ async fn identities_are_found_by_id_the_first_is_the_default_and_bundles_stay_ap
     scene.follow();
     scene.until("a message", |api| api.ids().len() == 2).await;
     let clock = SystemClock::shared();
-    let identity = |id: Option<&str>| {
-        let id = id.map(|id| hamlet_core::SpiffeId::parse(id).unwrap());
-        LocalIdentity::from_provider(scene.api.provider(id), clock.clone())
-    };
-    assert_eq!(identity(None).unwrap().spiffe_id().as_str(), AGENT);
-    assert_eq!(identity(Some(GATEWAY)).unwrap().spiffe_id().as_str(), GATEWAY);
-    let error = identity(Some("spiffe://acme.example/other")).unwrap_err();
+    let identity = |choice| LocalIdentity::from_provider(scene.api.provider(choice), clock.clone());
+    let of_id = |id: &str| identity(SvidChoice::Id(hamlet_core::SpiffeId::parse(id).unwrap()));
+    assert_eq!(identity(SvidChoice::Default).unwrap().spiffe_id().as_str(), AGENT);
+    assert_eq!(of_id(GATEWAY).unwrap().spiffe_id().as_str(), GATEWAY);
+    let error = of_id("spiffe://acme.example/other").unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, IdentityError::Provider { .. }) && text.contains(AGENT), "{text}");
+    assert!(text.contains("; register this process"), "it says what to do: {text}");
     let fingerprints = |name: &str| scene.api.bundle(&domain(name)).unwrap().unwrap().fingerprints();
     assert_eq!(fingerprints("acme.example"), scene.ca.bundle().fingerprints());
     assert_eq!(fingerprints("globex.example"), globex.bundle().fingerprints());
     assert!(scene.api.bundle(&domain("initech.example")).is_none());
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_identity_is_found_by_the_hint_of_its_entry_and_by_no_other_text() {
+    let scene = Scene::new();
+    let mut message = scene.both(&[]);
+    message.svids[1].hint = "edge".to_owned();
+    let _server = scene.serve(Ok(message));
+    scene.follow();
+    scene.until("a message", |api| api.ids().len() == 2).await;
+    let identity = |hint: &str| {
+        let provider = scene.api.provider(SvidChoice::Hint(hint.to_owned()));
+        LocalIdentity::from_provider(provider, SystemClock::shared())
+    };
+    assert_eq!(identity("edge").unwrap().spiffe_id().as_str(), GATEWAY);
+    for other in ["", "Edge", "edge ", GATEWAY] {
+        assert!(identity(other).is_err(), "{other:?}");
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn who_asks_once_has_the_answer_or_the_reason_and_who_waits_hears_of_both() {
+    let scene = Scene::new();
+    scene.api.ask(GENEROUS).await;
+    let problem = scene.api.problem().unwrap();
+    assert!(problem.contains("start the SPIRE agent") && !scene.api.has_spoken(), "{problem}");
+    scene.api.heard(GENEROUS).await;
+    let server = scene.serve(Err(Status::permission_denied("no identity issued")));
+    scene.api.ask(GENEROUS).await;
+    let problem = scene.api.problem().unwrap();
+    assert!(problem.contains("register this process") && scene.api.is_refused(), "{problem}");
+    server.say(Ok(scene.both(&[])));
+    scene.api.ask(GENEROUS).await;
+    assert_eq!((scene.api.problem(), scene.api.ids().len(), scene.api.bundles()), (None, 2, 1));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_identity_that_waits_takes_what_comes_unless_it_is_of_another_trust_domain() {
+    let scene = Scene::new();
+    let wait = |domain: &str| {
+        let expected = hamlet_core::SpiffeId::parse(&format!("spiffe://{domain}/hamlet/agent")).unwrap();
+        let provider = scene.api.provider(SvidChoice::Default);
+        LocalIdentity::from_provider_or_wait(provider, expected, SystemClock::shared())
+    };
+    let (ours, other) = (wait("acme.example"), wait("initech.example"));
+    assert!(ours.unusable().is_some() && other.unusable().is_some());
+    let _server = scene.serve(Ok(scene.both(&[])));
+    scene.follow();
+    scene.until("a message", |api| api.ids().len() == 2).await;
+    assert!(ours.reload().unwrap());
+    assert_eq!(ours.unusable(), None);
+    assert!(matches!(other.reload(), Err(IdentityError::OtherDomain { .. })));
+    assert!(other.unusable().unwrap().contains("initech.example"));
     scene.end().await;
 }
 
@@ -102,7 +158,8 @@ async fn a_rotation_is_followed_and_what_a_message_leaves_out_is_gone() {
     let server = scene.serve(Ok(scene.both(&[("spiffe://globex.example", &globex)])));
     scene.follow();
     scene.until("a message", |api| api.ids().len() == 2).await;
-    let identity = LocalIdentity::from_provider(scene.api.provider(None), SystemClock::shared()).unwrap();
+    let identity =
+        LocalIdentity::from_provider(scene.api.provider(SvidChoice::Default), SystemClock::shared()).unwrap();
     let before = identity.fingerprint();
     let mut changed = scene.api.changed();
     changed.mark_unchanged();
@@ -211,11 +268,19 @@ async fn the_id_in_the_certificate_counts_and_not_the_one_beside_it() {
 
 #[test]
 fn a_place_that_is_none_is_refused_with_an_example() {
-    for bad in ["", "/run/agent.sock", "http://127.0.0.1:8081", "tcp://localhost", "unix://host/path"] {
+    for bad in [
+        "",
+        "/run/agent.sock",
+        "http://127.0.0.1:8081",
+        "tcp://localhost",
+        "tcp://192.0.2.1:8081",
+        "unix://host/path",
+    ] {
         let error = WorkloadApi::new(bad).unwrap_err().to_string();
         assert!(error.contains("unix:///run/spire/agent.sock"), "{error}");
     }
     for good in ["unix:///run/spire/agent.sock", "unix:/run/agent.sock", "tcp://127.0.0.1:8081"] {
         WorkloadApi::new(good).unwrap();
+        check_endpoint(good).unwrap();
     }
 }

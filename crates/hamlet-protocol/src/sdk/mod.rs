@@ -29,4 +29,4 @@ pub use hamlet_core::guard::GuardSettings;
 pub use hamlet_core::import::ImportRules;
 pub use hamlet_core::imported::ImportLimits;
 pub use hamlet_core::{FederatedService, PeerName, Rejection, RejectionCode};
-pub use hamlet_identity::{CertificateProvider, IdentityError, PemPair};
+pub use hamlet_identity::{CertificateProvider, IdentityError, PemPair, ProviderError};

@@ -142,7 +142,10 @@ impl<R: Resource> Plan<R> {
         });
         let exchange = BundleExchange::default();
         let context = LinkContext {
-            our_id: identity.spiffe_id(),
+            our_id: {
+                let identity = identity.clone();
+                Arc::new(move || identity.spiffe_id())
+            },
             agent: self.program.clone(),
             instance: rand::random(),
             // Versions count anew in each node, so each has a log of its own.

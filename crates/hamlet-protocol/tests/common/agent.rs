@@ -170,7 +170,10 @@ impl Agent {
         let publications = Arc::new(Offered::new());
         let catalogue = ImportedCatalogue::new();
         let context = LinkContext {
-            our_id: identity.spiffe_id(),
+            our_id: {
+                let identity = identity.clone();
+                Arc::new(move || identity.spiffe_id())
+            },
             agent: "hamlet test".into(),
             instance: 1,
             // Versions count anew in each life.

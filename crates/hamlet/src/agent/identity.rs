@@ -1,4 +1,4 @@
-//! Who we are: from files that somebody puts there, or from our own authority.
+//! Who we are: from files that somebody puts there, from our own authority, or from a Workload API.
 //!
 //! Nothing here fails the start. What can't be used isn't presented: the listener or the dialling
 //! that needs it waits, says why, and goes on as soon as it is mended.
@@ -10,12 +10,16 @@ use anyhow::Context;
 use hamlet_admin::api::{AuthorityStatus, IdentityStatus, PlannedStatus};
 use hamlet_identity::authority::state::LeafRole;
 use hamlet_identity::ca::LocalCa;
-use hamlet_identity::{Authority, AuthorityKeeper, LocalIdentity, SniMinter, Validity};
+use hamlet_identity::{
+    Authority, AuthorityKeeper, LocalIdentity, SniMinter, SvidChoice, Validity, WorkloadApi,
+};
 use hamlet_runtime::Clock;
 
 use super::Agent;
 use crate::config::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
-use crate::config::{AuthorityConfig, IdentityConfig, IdentityFiles, MeshConfig, PairFiles};
+use crate::config::{
+    AuthorityConfig, IdentityConfig, IdentityFiles, MeshConfig, PairFiles, WorkloadApiConfig,
+};
 
 /// Our identities and what keeps them.
 pub(super) struct OwnIdentity {
@@ -33,12 +37,43 @@ pub(super) struct OwnIdentity {
 
 /// Loads what is configured (blocking). The error is that of a trust domain which leaves no room for
 /// our ids.
-pub(super) fn load(mesh: &MeshConfig, clock: &Arc<dyn Clock>) -> anyhow::Result<OwnIdentity> {
+pub(super) fn load(
+    mesh: &MeshConfig,
+    workload_api: Option<&Arc<WorkloadApi>>,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<OwnIdentity> {
     match &mesh.identity {
         IdentityConfig::Files(files) => from_files(mesh, files, clock),
         IdentityConfig::Authority(authority) => from_authority(mesh, authority, clock),
+        IdentityConfig::WorkloadApi(config) => {
+            let api = workload_api.context("the Workload API was not opened; please report this")?;
+            from_workload_api(mesh, config, api, clock)
+        }
     }
 }
+
+/// What the Workload API gives, or will give: nothing is minted, the ingress presents what it gives.
+fn from_workload_api(
+    mesh: &MeshConfig,
+    config: &WorkloadApiConfig,
+    api: &Arc<WorkloadApi>,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<OwnIdentity> {
+    let one = |choice: &SvidChoice, usual: &str| {
+        let expected = match choice {
+            SvidChoice::Id(id) => id.clone(),
+            // Until it has come, only the Workload API knows which id has that hint.
+            SvidChoice::Hint(_) | SvidChoice::Default => mesh.trust_domain.id(usual).context(NO_ROOM)?,
+        };
+        let provider = api.provider(choice.clone());
+        anyhow::Ok(LocalIdentity::from_provider_or_wait(provider, expected, clock.clone()))
+    };
+    let agent = one(&config.agent, AGENT_ID_PATH)?;
+    let gateway = one(&config.gateway, GATEWAY_ID_PATH)?;
+    Ok(OwnIdentity { agent, gateway, minter: None, keeper: None, ca_problem: None })
+}
+
+const NO_ROOM: &str = "spec.trustDomain can't carry our ids; choose a shorter one";
 
 fn wait_for(
     mesh: &MeshConfig,
@@ -46,8 +81,7 @@ fn wait_for(
     path: &str,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<LocalIdentity>> {
-    let id =
-        mesh.trust_domain.id(path).context("spec.trustDomain can't carry our ids; choose a shorter one")?;
+    let id = mesh.trust_domain.id(path).context(NO_ROOM)?;
     Ok(LocalIdentity::from_pem_files_or_wait(&pair.cert, &pair.key, id, clock.clone()))
 }
 
@@ -78,9 +112,7 @@ fn from_authority(
     config: &AuthorityConfig,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<OwnIdentity> {
-    let settings = config
-        .settings(&mesh.trust_domain, clock.clone())
-        .context("spec.trustDomain can't carry our ids; choose a shorter one")?;
+    let settings = config.settings(&mesh.trust_domain, clock.clone()).context(NO_ROOM)?;
     let authority = Arc::new(Authority::new(settings)?);
     // Its error is told by the keeper; what it made before may still be good.
     let _ = authority.look(true);
@@ -112,6 +144,7 @@ impl Agent {
     pub(super) fn identities(&self) -> Vec<IdentityStatus> {
         let wall = self.clock.wall();
         let renewed_by_us = self.keeper.is_some();
+        let renewed_by_workload_api = self.workload_api.is_some();
         let one = |(role, id): (&str, &Arc<LocalIdentity>)| {
             let not_after = id.not_after();
             let leaf = id.chain().first().and_then(|der| Validity::of(der));
@@ -122,6 +155,7 @@ impl Agent {
                 not_after_s: not_after.as_secs(),
                 expires_in_s: signed(not_after.as_secs()) - signed(wall.as_secs()),
                 renewed_by_us,
+                renewed_by_workload_api,
                 error: id.last_error(),
             }
         };

@@ -12,7 +12,7 @@ use hamlet_adapters::dns::DnsServer;
 use hamlet_admin::api::ListenerStatus;
 use hamlet_admin::server::{AdminSocket, start_health};
 use hamlet_gateway::{Gateway, GatewayConfig, Limits};
-use hamlet_identity::TrustTable;
+use hamlet_identity::{TrustTable, WorkloadApi};
 use hamlet_protocol::server::{AgentServer, ServerContext};
 use hamlet_runtime::{Clock, Spawner};
 use tokio::runtime::Runtime;
@@ -30,6 +30,8 @@ const BIND_AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Entered {
     pub(super) trust: Arc<TrustTable>,
     pub(super) own: OwnIdentity,
+    /// Where our identity and bundles come from, if it is a Workload API.
+    pub(super) workload_api: Option<Arc<WorkloadApi>>,
     pub(super) gateway: Gateway,
 }
 
@@ -37,12 +39,13 @@ pub(super) struct Entered {
 /// proves some peers is in the store.
 pub(super) async fn gateway(
     config: &Config,
+    workload_api: Option<Arc<WorkloadApi>>,
     clock: Arc<dyn Clock>,
     spawner: Spawner,
     traffic: &Runtime,
 ) -> anyhow::Result<Entered> {
     let mesh = &config.mesh;
-    let own = identity::load(mesh, &clock)?;
+    let own = identity::load(mesh, workload_api.as_ref(), &clock)?;
     let trust = TrustTable::new(clock.clone());
     trust.set_own_trust_domain(mesh.trust_domain.clone());
     let settings = GatewayConfig {
@@ -62,7 +65,7 @@ pub(super) async fn gateway(
     let starting = Gateway::start(settings, gateway, minter, trust.clone(), spawner, clock);
     let started = traffic.handle().spawn(starting).await;
     let gateway = started.context("starting the gateway was interrupted")??;
-    Ok(Entered { trust, own, gateway })
+    Ok(Entered { trust, own, workload_api, gateway })
 }
 
 /// Where everything listens, once it does.

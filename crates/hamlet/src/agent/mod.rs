@@ -16,6 +16,7 @@ mod policy;
 mod sinks;
 mod state;
 mod status;
+mod workload_api;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -195,7 +196,9 @@ async fn start(
     supervisors: &Supervisors,
 ) -> anyhow::Result<Arc<Agent>> {
     let gateway_spawner = supervisors.traffic.spawner();
-    let entered = listeners::gateway(&loaded.config, clock.clone(), gateway_spawner, traffic).await?;
+    let workload_api = workload_api::open(&loaded.config.mesh, &supervisors.control.spawner()).await?;
+    let config = &loaded.config;
+    let entered = listeners::gateway(config, workload_api, clock.clone(), gateway_spawner, traffic).await?;
     let agent = Agent::open(options, clock, (loaded, kept), entered, supervisors.control.spawner()).await?;
     // What the store kept is served before any peer is reached.
     agent.refresh_own_bundle().await;
@@ -204,6 +207,7 @@ async fn start(
     agent.start_reports();
     agent.start_watching_expiry();
     agent.start_keeper();
+    agent.start_workload_api();
     let bound = listeners::start(&agent, &supervisors.admin.spawner()).await?;
     agent.start_dialling();
     agent.finish_leaving().await;

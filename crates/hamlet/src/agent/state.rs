@@ -18,7 +18,7 @@ use hamlet_core::durable::LoadedPeer;
 use hamlet_core::lease::NameLeases;
 use hamlet_core::{LocalService, PeerName, ServiceName};
 use hamlet_gateway::{AddressPool, Gateway};
-use hamlet_identity::{AuthorityKeeper, LocalIdentity, TrustTable};
+use hamlet_identity::{AuthorityKeeper, LocalIdentity, TrustTable, WorkloadApi};
 use hamlet_protocol::bundles::BundleExchange;
 use hamlet_protocol::dialect::offered::Offered;
 use hamlet_protocol::importer::ImportedCatalogue;
@@ -80,6 +80,8 @@ pub(crate) struct Agent {
     pub(super) gateway_identity: Arc<LocalIdentity>,
     /// Renews both, if they are of our own authority.
     pub(super) keeper: Option<Arc<AuthorityKeeper>>,
+    /// Gives both, and bundles, if they are of a Workload API.
+    pub(super) workload_api: Option<Arc<WorkloadApi>>,
     /// Why the CA beside certificate files can't be used.
     pub(super) ca_problem: Option<String>,
     pub(super) gateway: Gateway,
@@ -142,7 +144,7 @@ impl Agent {
         if let Some(damage) = &damage {
             tracing::error!(%damage, "the store was damaged; what is missing will be asked for again");
         }
-        let bundles = PeerBundles::default();
+        let bundles = PeerBundles::with(entered.workload_api.clone());
         bundles.load(&opened.store, &loaded.config, clock.now());
         let distrusted = trust_of(&loaded.config, &kept.ledger, &bundles, &entered.trust);
         let pool = load_pool(&opened.store, &loaded.config);
@@ -155,7 +157,10 @@ impl Agent {
         let imported = ImportedCatalogue::new();
         let leases = NameLeases::new();
         let link_context = LinkContext {
-            our_id: entered.own.agent.spiffe_id(),
+            our_id: {
+                let identity = entered.own.agent.clone();
+                Arc::new(move || identity.spiffe_id())
+            },
             agent: format!("hamlet {}", BUILD.version),
             instance: rand::random(),
             log_id,
@@ -192,6 +197,7 @@ impl Agent {
             agent_identity: entered.own.agent,
             gateway_identity: entered.own.gateway,
             keeper: entered.own.keeper,
+            workload_api: entered.workload_api,
             ca_problem: entered.own.ca_problem,
             gateway: entered.gateway,
             store: opened.store,

@@ -234,6 +234,7 @@ impl StateSource for Agent {
             listeners: self.listeners(),
             identities: self.identities(),
             authority: self.authority().map(|authority| self.with_missing(authority)),
+            workload_api: self.workload_api(),
             ca_problem: self.ca_problem.clone(),
             sources: vec![self.file_source()],
             invitations_open: self.invitations_open(),

@@ -197,6 +197,9 @@ fn of_status(peer: PeerStatus) -> Row {
 
 fn of_files(peer: &config::PeerConfig, made: bool) -> Row {
     let (found, problem) = match peer_file(peer).transpose() {
+        Ok(_) if peer.workload_api => {
+            (None, Some("the Workload API gives it, and only to the agent; start it".to_owned()))
+        }
         Ok(found) => (found, None),
         Err(why) => (None, Some(why)),
     };

@@ -148,11 +148,18 @@ fn mesh(of: &Where) -> anyhow::Result<MeshConfig> {
 
 fn opened(of: &Where) -> anyhow::Result<Authority> {
     let mesh = mesh(of)?;
-    let IdentityConfig::Authority(authority) = &mesh.identity else {
-        let message =
-            "this mesh's certificates come from files (spec.identity.agent), not from an authority of ours";
-        let hint = "rotate them where they are made; or `hamlet ca adopt FOLDER` makes an authority of spec.identity.ca";
-        return Err(Failure::new(Exit::Failed, message, hint).into());
+    let authority = match &mesh.identity {
+        IdentityConfig::Authority(authority) => authority,
+        IdentityConfig::Files(_) => {
+            let message = "this mesh's certificates come from files (spec.identity.agent), not from an authority of ours";
+            let hint = "rotate them where they are made; or `hamlet ca adopt FOLDER` makes an authority of spec.identity.ca";
+            return Err(Failure::new(Exit::Failed, message, hint).into());
+        }
+        IdentityConfig::WorkloadApi(_) => {
+            let message = "this mesh's certificates come from a Workload API (spec.identity.workloadApi), not from an authority of ours";
+            let hint = "rotate them there: `spire-server localauthority x509 prepare`, then `activate`";
+            return Err(Failure::new(Exit::Failed, message, hint).into());
+        }
     };
     let settings = authority.settings(&mesh.trust_domain, SystemClock::shared())?;
     Authority::new(settings).map_err(failure)
@@ -256,7 +263,7 @@ fn adopt(args: AdoptArgs, out: &mut Out) -> anyhow::Result<Exit> {
     let mesh = mesh(&args.of)?;
     let configured = match &mesh.identity {
         IdentityConfig::Files(files) => files.ca.clone().map(|pair| (pair.cert, pair.key)),
-        IdentityConfig::Authority(_) => None,
+        IdentityConfig::Authority(_) | IdentityConfig::WorkloadApi(_) => None,
     };
     let Some((cert, key)) = args.cert.zip(args.key).or(configured) else {
         let message = "the configuration names no CA";

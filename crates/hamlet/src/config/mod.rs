@@ -24,6 +24,7 @@ mod tree;
 mod validate;
 mod walk;
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 pub use endpoint::{EndpointUrl, URL_BYTES_MAX};
@@ -31,7 +32,7 @@ pub use model::{
     AuthorityConfig, Config, CrlFile, DnsConfig, EgressConfig, EndpointProof, Extensions, Follow,
     FollowedEndpoint, HoldTime, IdentityConfig, IdentityFiles, ImportConfig, Limits, Listeners, LogConfig,
     LogFormat, LogLevel, MeshConfig, PairFiles, PeerAddress, PeerConfig, Profile, Resync, Secret,
-    SecretError, SecretFile, ServedEndpoint, Version, ZoneConfig,
+    SecretError, SecretFile, ServedEndpoint, Version, WorkloadApiConfig, ZoneConfig,
 };
 pub use problem::{PROBLEMS_MAX, Problem, Problems, Severity};
 pub use render::render;
@@ -66,7 +67,12 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
     if let Some(mesh) = mesh_in(&sources) {
         sources.extend(made::sources_in(&mesh.data));
     }
-    load_from(&sources, |reference| !reference.file.is_file())
+    load_from(&sources, |reference| !is_there(&reference.file))
+}
+
+/// A file, or the socket of a Workload API.
+fn is_there(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.is_file() || found.file_type().is_socket())
 }
 
 /// Checks texts that were read before; pure. Relative paths start at each file's folder.

@@ -22,7 +22,7 @@ use hamlet_core::{
 };
 use hamlet_identity::authority::plan::Lives;
 use hamlet_identity::authority::state::LeafRole;
-use hamlet_identity::{AuthoritySettings, ForeignIdentity, LeafSpec, RevocationPolicy};
+use hamlet_identity::{AuthoritySettings, ForeignIdentity, LeafSpec, RevocationPolicy, SvidChoice};
 use hamlet_protocol::frames::FrameLimits;
 use hamlet_protocol::limits::ConnectionLimits;
 use hamlet_runtime::Clock;
@@ -94,6 +94,19 @@ pub enum IdentityConfig {
     Files(IdentityFiles),
     /// We issue them ourselves.
     Authority(AuthorityConfig),
+    /// A Workload API gives them.
+    WorkloadApi(WorkloadApiConfig),
+}
+
+/// A Workload API, and which of its identities are ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadApiConfig {
+    /// Where it is; [`hamlet_identity::WorkloadApi::new`] takes it.
+    pub socket: String,
+    /// The agent's.
+    pub agent: SvidChoice,
+    /// The gateways'.
+    pub gateway: SvidChoice,
 }
 
 /// The built-in authority.
@@ -307,8 +320,11 @@ pub struct PeerConfig {
     pub address: Option<PeerAddress>,
     /// Its trust domain; no other peer has the same, nor have we.
     pub trust_domain: TrustDomain,
-    /// Its CA certificates, or the first ones if something is followed; without an endpoint it is there.
+    /// Its CA certificates, or the first ones if something is followed; without an endpoint it is there,
+    /// unless `workload_api` is set.
     pub bundle: Option<PathBuf>,
+    /// Whether our Workload API says what its CA certificates are; then there is one.
+    pub workload_api: bool,
     /// Where its bundle is followed.
     pub endpoint: Option<FollowedEndpoint>,
     /// What else is followed; not with an endpoint, nor for a peer without ids.

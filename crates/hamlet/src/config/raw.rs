@@ -23,6 +23,7 @@ use super::model::{
 use super::problem::Mark;
 use super::scalar::{
     Advertised, Backend, Bytes, CertFingerprint, Listen, MessageBytes, Pool, Positive, Scalar, Ttl,
+    WorkloadSocket,
 };
 use super::schema::{METADATA, Need, Object, Shape};
 use super::tree::{Node, Value};
@@ -232,6 +233,41 @@ pub(super) struct RawIdentity {
     pub(super) ca: Option<Pair>,
     pub(super) bundle: Option<At<PathBuf>>,
     pub(super) authority: Option<RawAuthority>,
+    pub(super) workload_api: Option<RawWorkloadApi>,
+}
+
+/// `identity.workloadApi`.
+#[derive(Debug)]
+pub(super) struct RawWorkloadApi {
+    pub(super) mark: Mark,
+    /// `Kind/name spec.identity.workloadApi`.
+    pub(super) path: String,
+    pub(super) socket: Option<At<WorkloadSocket>>,
+    pub(super) agent: RawSvid,
+    pub(super) gateway: RawSvid,
+}
+
+/// Which identity of a Workload API is meant.
+#[derive(Debug)]
+pub(super) struct RawSvid {
+    /// Where it stands, if it does.
+    pub(super) written: Option<Mark>,
+    pub(super) id: Option<At<SpiffeId>>,
+    pub(super) hint: Option<At<String>>,
+    /// Whether one of the two is written, right or wrong.
+    pub(super) says: bool,
+}
+
+impl RawWorkloadApi {
+    fn read(mark: Mark, r: &Reader) -> RawWorkloadApi {
+        let svid = |key: &str| {
+            let svid = r.inner(key);
+            let says = svid.written("spiffeId").or(svid.written("hint")).is_some();
+            RawSvid { written: r.written(key), id: svid.get("spiffeId"), hint: svid.get("hint"), says }
+        };
+        let path = r.path.clone();
+        RawWorkloadApi { mark, path, socket: r.get("socket"), agent: svid("agent"), gateway: svid("gateway") }
+    }
 }
 
 #[derive(Debug)]
@@ -258,6 +294,9 @@ impl RawIdentity {
             ca: pair("ca"),
             bundle: r.get("bundle"),
             authority: r.written("authority").map(|mark| RawAuthority::read(mark, &r.inner("authority"))),
+            workload_api: r
+                .written("workloadApi")
+                .map(|mark| RawWorkloadApi::read(mark, &r.inner("workloadApi"))),
         }
     }
 }
@@ -433,7 +472,10 @@ pub(super) struct Peer {
     pub(super) address: Option<PeerAddress>,
     pub(super) trust_domain: Option<At<TrustDomain>>,
     pub(super) bundle: Option<At<PathBuf>>,
-    /// Where `trust` stands, if it is a mapping that names neither a bundle nor an endpoint.
+    /// Whether the Workload API says it.
+    pub(super) workload_api: Option<At<bool>>,
+    /// Where `trust` stands, if it is a mapping that names neither a bundle nor an endpoint, nor the
+    /// Workload API.
     pub(super) proves_nothing: Option<Mark>,
     pub(super) endpoint: Option<RawEndpoint>,
     pub(super) follow: Option<At<Follow>>,
@@ -479,10 +521,12 @@ impl Peer {
             address: spec.value("address"),
             trust_domain: spec.get("trustDomain"),
             bundle: trust.get("bundle"),
+            workload_api: trust.get("workloadApi"),
             proves_nothing: spec
                 .node("trust")
                 .filter(|n| matches!(n.value, Value::Map(_)))
                 .filter(|n| n.get("bundle").is_none() && n.get("endpoint").is_none())
+                .filter(|_| trust.value("workloadApi") != Some(true))
                 .and(spec.written("trust")),
             endpoint: trust.written("endpoint").map(|_| RawEndpoint::read(&trust.inner("endpoint"))),
             follow: trust.get("follow"),

@@ -14,6 +14,7 @@ use hamlet_core::{
     AddressRange, CallerForm, DnsLabel, EndpointAddress, Fqdn, NameSuffix, PortRange, Protocol, ServiceName,
     SpiffeId, TrustDomain,
 };
+use hamlet_identity::workload::{HINT_BYTES_MAX, check_endpoint};
 use hamlet_identity::{Fingerprint, Lenience};
 
 use super::endpoint::EndpointUrl;
@@ -172,6 +173,24 @@ impl Scalar for Advertised {
         let port = NonZeroU16::new(socket.port()).ok_or("port 0 can't be connected to")?;
         Ok(Advertised { address, port })
     }
+}
+
+/// The place of a Workload API, as the SPIFFE Workload Endpoint has it (section 4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WorkloadSocket(pub(super) String);
+
+impl Scalar for WorkloadSocket {
+    fn read(text: &str) -> Result<Self, String> {
+        check_endpoint(text).map_err(|error| error.reason)?;
+        Ok(WorkloadSocket(text.to_owned()))
+    }
+}
+
+fn check_hint(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("the hint is empty".into());
+    }
+    free_text(text, HINT_BYTES_MAX)
 }
 
 impl Scalar for EndpointUrl {
@@ -472,6 +491,12 @@ formats! {
     ENDPOINT_URL: "https URL", "`https://HOST[:PORT][/PATH]`, without a user name and without `#`.",
         Some("^https://[^@#]+$"), false, check::<EndpointUrl>,
         "write the endpoint's URL, for example https://bundle.globex.example:8443/";
+    WORKLOAD_SOCKET: "Workload API address", "`unix:///PATH` of a socket, or `tcp://IP:PORT` on this machine.",
+        Some("^(unix:/|tcp://).+"), false, check::<WorkloadSocket>,
+        "write the socket of the SPIRE agent, for example unix:///run/spire/sockets/agent.sock";
+    HINT: "hint", "The hint of a registration entry; not empty.",
+        None, true, check_hint,
+        "write what `spire-server entry show` has as the entry's hint";
     PATH: "path", "A file or folder; a relative one starts at the folder of the document's file.",
         None, false, check::<PathBuf>,
         "write a path, for example identity/agent.pem";
@@ -556,6 +581,10 @@ mod tests {
             (&ADVERTISED, "[::ffff:1.2.3.4]:7444", "[2600::1]:7444"),
             (&ENDPOINT_URL, "http://globex.example/", "https://globex.example/"),
             (&ENDPOINT_URL, "https://me@globex.example/", "https://globex.example:8443"),
+            (&WORKLOAD_SOCKET, "/run/agent.sock", "unix:///run/agent.sock"),
+            (&WORKLOAD_SOCKET, "tcp://10.0.0.1:8081", "tcp://127.0.0.1:8081"),
+            (&WORKLOAD_SOCKET, "unix:agent.sock", "unix:/agent.sock"),
+            (&HINT, "", "internal"),
             (&PEER_ADDRESS, "globex.example", "globex.example:7443"),
             (&PEER_ADDRESS, "globex.example:0", "localhost:1"),
             (&PEER_ADDRESS, "::1:7443", "[::1]:7443"),

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use hamlet_identity::authority::state::LeafRole;
 use hamlet_identity::ca::LocalCa;
-use hamlet_identity::{Authority, IdentityError, LocalIdentity, TrustBundle, Validity};
+use hamlet_identity::{
+    Authority, IdentityError, LocalIdentity, SvidChoice, TrustBundle, Validity, WorkloadApi,
+};
 
 use super::{Examination, Finding, age, of_expiry};
-use crate::config::{AuthorityConfig, IdentityConfig, PairFiles};
+use crate::config::{AuthorityConfig, IdentityConfig, PairFiles, WorkloadApiConfig};
 
 /// How long something may be due before it is called overdue: an agent looks much more often.
 const OVERDUE: Duration = Duration::from_secs(60);
@@ -19,13 +21,18 @@ const NAMES_SHOWN: usize = 3;
 /// What could be loaded.
 pub(super) struct Own {
     pub(super) agent: Option<Arc<LocalIdentity>>,
+    /// What was asked, if our identity comes from there.
+    pub(super) workload_api: Option<Arc<WorkloadApi>>,
 }
 
 /// The agent's and the gateways' identity, and the CA if there is one.
-pub(super) fn own(look: &Examination<'_>, findings: &mut Vec<Finding>) -> Own {
+pub(super) async fn own(look: &Examination<'_>, findings: &mut Vec<Finding>) -> Own {
     let files = match &look.config.mesh.identity {
         IdentityConfig::Files(files) => files,
-        IdentityConfig::Authority(config) => return Own { agent: authority(look, config, findings) },
+        IdentityConfig::Authority(config) => {
+            return Own { agent: authority(look, config, findings), workload_api: None };
+        }
+        IdentityConfig::WorkloadApi(config) => return workload_api(look, config, findings).await,
     };
     let agent = one(look, "agent", &files.agent, findings);
     let gateway = one(look, "gateway", &files.gateway, findings);
@@ -33,7 +40,71 @@ pub(super) fn own(look: &Examination<'_>, findings: &mut Vec<Finding>) -> Own {
         Some(pair) => findings.push(ca(look, pair)),
         None => findings.extend(gateway.as_ref().and_then(|id| unnamed(look, id))),
     }
-    Own { agent }
+    Own { agent, workload_api: None }
+}
+
+/// What the Workload API gives to this command. To the agent it may give something else: it tells
+/// processes apart by their user, program or container.
+async fn workload_api(
+    look: &Examination<'_>,
+    config: &WorkloadApiConfig,
+    findings: &mut Vec<Finding>,
+) -> Own {
+    const ABOUT: &str = "identity/workload-api";
+    let api = match WorkloadApi::new(&config.socket) {
+        Ok(api) => api,
+        Err(error) => {
+            findings.push(Finding::of_error(ABOUT, error));
+            return Own { agent: None, workload_api: None };
+        }
+    };
+    api.ask(look.patience).await;
+    if let Some(problem) = api.problem() {
+        let finding = Finding::of_error(ABOUT, problem);
+        // Who is refused at least reached it: the agent may well be somebody else to it.
+        findings.push(match api.is_refused() {
+            true => {
+                let remedy = "run as the agent's user to see what the agent is given; `hamlet status` tells what it has";
+                Finding::warn(ABOUT, format!("{} (asked by this command, not by the agent)", finding.found), remedy)
+            }
+            false => finding,
+        });
+        return Own { agent: None, workload_api: None };
+    }
+    let domain = &look.config.mesh.trust_domain;
+    findings.push(match api.bundle(domain) {
+        Some(Ok(bundle)) => {
+            let n = bundle.anchors().len();
+            let text =
+                format!("{} identities, {} bundles, {n} CA of {domain}", api.ids().len(), api.bundles());
+            Finding::pass(ABOUT, text)
+        }
+        Some(Err(why)) => {
+            Finding::fail(ABOUT, why, "see what the SPIRE server signs with: `spire-server bundle show`")
+        }
+        None => {
+            let remedy = "correct spec.trustDomain, or the socket: it belongs to another trust domain";
+            Finding::fail(ABOUT, format!("it gives no bundle of {domain}"), remedy)
+        }
+    });
+    let one = |role: &str, choice: &SvidChoice, findings: &mut Vec<Finding>| {
+        let about = format!("identity/{role}");
+        let given = LocalIdentity::from_provider(api.provider(choice.clone()), look.clock.clone());
+        match given {
+            Ok(identity) => {
+                let remedy = "see the log of the SPIRE agent: it should have renewed it".to_owned();
+                judged(look, &about, identity, &remedy, findings)
+            }
+            Err(error) => {
+                findings.push(Finding::of_error(&about, error));
+                None
+            }
+        }
+    };
+    let agent = one("agent", &config.agent, findings);
+    let gateway = one("gateway", &config.gateway, findings);
+    findings.extend(gateway.as_ref().and_then(|id| unnamed(look, id)));
+    Own { agent, workload_api: Some(api) }
 }
 
 /// Our own authority and the leaves that it made. Looking changes nothing of it.
@@ -93,23 +164,34 @@ fn one(
             return None;
         }
     };
+    let remedy =
+        format!("issue a new one into {}; the agent takes it without a restart", pair.cert.display());
+    judged(look, &about, identity, &remedy, findings)
+}
+
+/// Whether it is ours and holds.
+fn judged(
+    look: &Examination<'_>,
+    about: &str,
+    identity: Arc<LocalIdentity>,
+    remedy: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<Arc<LocalIdentity>> {
     let (id, domain) = (identity.spiffe_id(), &look.config.mesh.trust_domain);
     if id.trust_domain() != domain {
         let remedy = format!("issue a certificate of {domain}, or correct spec.trustDomain");
-        findings.push(Finding::fail(&about, format!("{id} is outside our trust domain {domain}"), remedy));
+        findings.push(Finding::fail(about, format!("{id} is outside our trust domain {domain}"), remedy));
         return None;
     }
-    let remedy =
-        format!("issue a new one into {}; the agent takes it without a restart", pair.cert.display());
     let chain = identity.chain();
     let ends = chain.iter().enumerate().filter_map(|(at, der)| {
         let what = if at == 0 { format!("{id}") } else { format!("certificate {} of its chain", at + 1) };
-        of_expiry(look, &about, &what, Validity::of(der)?, &remedy)
+        of_expiry(look, about, &what, Validity::of(der)?, remedy)
     });
     let ends: Vec<Finding> = ends.collect();
     if ends.is_empty() {
         let left = age(identity.not_after().saturating_sub(look.clock.wall()));
-        findings.push(Finding::pass(&about, format!("{id}, expires in {left}")));
+        findings.push(Finding::pass(about, format!("{id}, expires in {left}")));
     }
     findings.extend(ends);
     Some(identity)

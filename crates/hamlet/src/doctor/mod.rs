@@ -141,9 +141,9 @@ pub(crate) async fn examine(
     let look = Examination { config: &loaded.config, clock, patience };
     findings.extend(house::clock(&look));
     findings.extend(house::data(&look));
-    let own = identity::own(&look, &mut findings);
+    let own = identity::own(&look, &mut findings).await;
     let agent = house::agent(&look, client, &mut findings).await;
-    findings.extend(peers::all(&look, own.agent.as_ref()).await);
+    findings.extend(peers::all(&look, &own).await);
     findings.extend(traffic::listeners(&look, agent.as_ref()).await);
     if let Some(agent) = &agent {
         findings.extend(traffic::gateways(&look, agent).await);

@@ -15,26 +15,23 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::identity::Own;
 use super::{AT_ONCE, Examination, Finding, age, of_expiry};
-use crate::agent::bundles::read_bundle;
+use crate::agent::bundles::{federated, read_bundle};
 use crate::agent::peers::{revoked, trusted};
 use crate::config::{CrlFile, PeerAddress, PeerConfig};
 
 /// All peers, several at a time, in order of their names.
-pub(super) async fn all(look: &Examination<'_>, identity: Option<&Arc<LocalIdentity>>) -> Vec<Finding> {
+pub(super) async fn all(look: &Examination<'_>, own: &Own) -> Vec<Finding> {
     let peers = look.config.peers.values();
-    let looks = futures::stream::iter(peers).map(|peer| one(look, peer, identity)).buffered(AT_ONCE);
+    let looks = futures::stream::iter(peers).map(|peer| one(look, peer, own)).buffered(AT_ONCE);
     looks.collect::<Vec<_>>().await.concat()
 }
 
-async fn one(
-    look: &Examination<'_>,
-    peer: &PeerConfig,
-    identity: Option<&Arc<LocalIdentity>>,
-) -> Vec<Finding> {
+async fn one(look: &Examination<'_>, peer: &PeerConfig, own: &Own) -> Vec<Finding> {
     let about = format!("peer/{}", peer.name);
     let mut findings = vec![];
-    let believed = bundle(look, peer, &mut findings).map(|bundle| trusted(peer, bundle));
+    let believed = bundle(look, peer, own, &mut findings).map(|bundle| trusted(peer, bundle));
     findings.extend(peer.crl.as_ref().map(|crl| revocation(look, peer, crl)));
     if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
         findings.push(Finding::of_error(&about, error));
@@ -48,15 +45,34 @@ async fn one(
         return findings;
     };
     // Without these there is no handshake, and a bare connection would only be noise over there.
-    let (Some(Ok(believed)), Some(identity)) = (believed, identity) else { return findings };
+    let (Some(Ok(believed)), Some(identity)) = (believed, &own.agent) else { return findings };
     let Some(stream) = connect(look, &about, address, &mut findings).await else { return findings };
     findings.push(shake_hands(look, peer, believed, identity, stream).await);
     findings
 }
 
-/// The CA certificates in its file; findings where they can't be used or end soon.
-fn bundle(look: &Examination<'_>, peer: &PeerConfig, findings: &mut Vec<Finding>) -> Option<TrustBundle> {
+/// Its CA certificates, if they are in a file or our Workload API gives them to this command; findings
+/// where they can't be used or end soon.
+fn bundle(
+    look: &Examination<'_>,
+    peer: &PeerConfig,
+    own: &Own,
+    findings: &mut Vec<Finding>,
+) -> Option<TrustBundle> {
     let about = format!("bundle/{}", peer.name);
+    if peer.workload_api {
+        // Without it the identities' finding says why.
+        let bundle = match federated(own.workload_api.as_ref()?, peer) {
+            Ok(bundle) => bundle,
+            Err(why) => {
+                findings.push(Finding::of_error(&about, why));
+                return None;
+            }
+        };
+        let remedy = "its SPIRE server should have rotated it; see its log";
+        holds(look, &about, &bundle, "", remedy, peer, findings);
+        return Some(bundle);
+    }
     if let Some(endpoint) = &peer.endpoint {
         // Its file is only the first bundle: what is in force now, the agent knows.
         let found = format!("followed at {}; `hamlet bundle list` shows what is in force", endpoint.url);
@@ -87,22 +103,35 @@ fn bundle(look: &Examination<'_>, peer: &PeerConfig, findings: &mut Vec<Finding>
         }
     };
     let remedy = format!("ask {} for its new bundle and put it into {path}", peer.name);
+    let changed = std::fs::metadata(file).and_then(|m| m.modified()).ok();
+    let since = changed.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    let old = since.map(|at| format!(", changed {} ago", age(look.clock.wall().saturating_sub(at))));
+    holds(look, &about, &bundle, &old.unwrap_or_default(), &remedy, peer, findings);
+    Some(bundle)
+}
+
+/// How long a peer's CAs hold.
+fn holds(
+    look: &Examination<'_>,
+    about: &str,
+    bundle: &TrustBundle,
+    old: &str,
+    remedy: &str,
+    peer: &PeerConfig,
+    findings: &mut Vec<Finding>,
+) {
     let ends = bundle.anchors().iter().filter_map(|anchor| {
         let what = format!("the CA {}", anchor.subject);
-        of_expiry(look, &about, &what, Validity::of(&anchor.der)?, &remedy)
+        of_expiry(look, about, &what, Validity::of(&anchor.der)?, remedy)
     });
     let ends: Vec<Finding> = ends.collect();
     if ends.is_empty() {
         let left = age(bundle.earliest_not_after().saturating_sub(look.clock.wall()));
-        let changed = std::fs::metadata(file).and_then(|m| m.modified()).ok();
-        let since = changed.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-        let old = since.map(|at| format!(", changed {} ago", age(look.clock.wall().saturating_sub(at))));
-        let (n, old) = (bundle.anchors().len(), old.unwrap_or_default());
+        let n = bundle.anchors().len();
         findings
-            .push(Finding::pass(&about, format!("{n} CA of {}, expires in {left}{old}", peer.trust_domain)));
+            .push(Finding::pass(about, format!("{n} CA of {}, expires in {left}{old}", peer.trust_domain)));
     }
     findings.extend(ends);
-    Some(bundle)
 }
 
 /// Its revocation lists: whether they can be read, and how long they are good.

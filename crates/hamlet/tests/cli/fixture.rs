@@ -41,6 +41,7 @@ impl StateSource for Fake {
                 error: None,
             }],
             authority: None,
+            workload_api: None,
             ca_problem: None,
             identities: vec![IdentityStatus {
                 role: "agent".into(),
@@ -49,6 +50,7 @@ impl StateSource for Fake {
                 not_after_s: 2_000_000_000,
                 expires_in_s: 360 * 86_400,
                 renewed_by_us: false,
+                renewed_by_workload_api: false,
                 error: None,
             }],
             sources: vec![SourceStatus { name: "file".into(), services: 1, ..Default::default() }],

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use hamlet_admin::api::{
-    AgentStatus, AnchorStatus, BeatStatus, BundleStatus, IdentityStatus, ImportProgress, ListenerStatus,
-    OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus, SourceStatus, StallKind,
+    AgentStatus, AnchorStatus, AuthorityStatus, BeatStatus, BundleStatus, IdentityStatus, ImportProgress,
+    ListenerStatus, OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus, SourceStatus,
+    StallKind, WorkloadApiStatus,
 };
 use hamlet_admin::metrics::{MetricsText, PeeringMetrics, PeeringSide, Scrape};
 use hamlet_gateway::metrics::{ConnectionLabels, ListenerLabels, ResponseLabels};
@@ -59,6 +60,8 @@ fn scrape() -> String {
         listeners: vec![ListenerStatus { name: "agent".into(), ..Default::default() }],
         identities: vec![IdentityStatus { role: "agent".into(), ..Default::default() }],
         sources: vec![SourceStatus { name: "file".into(), ..Default::default() }],
+        authority: Some(AuthorityStatus::default()),
+        workload_api: Some(WorkloadApiStatus::default()),
         ..Default::default()
     };
     text.render(Scrape { agent: &agent, peers: &[peer], services: &[], readiness: &[] })

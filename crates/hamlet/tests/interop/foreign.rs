@@ -58,6 +58,12 @@ pub(crate) fn python_peer() -> Option<Program> {
     Some(Program(vec![python, repository().join("interop/python/peer.py")]))
 }
 
+/// The folder with SPIRE's server and agent.
+pub(crate) fn built_spire() -> Option<PathBuf> {
+    let folder = built().join("spire");
+    present(folder.join("built"), "SPIRE (`interop/build spire`)").map(|_| folder)
+}
+
 impl Program {
     /// Runs it to its end with that input; what it printed.
     pub(crate) fn run(&self, args: &[&str], input: &str) -> Vec<Value> {

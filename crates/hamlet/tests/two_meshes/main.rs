@@ -5,6 +5,9 @@
 //! broken program misses.
 
 mod addresses;
+#[path = "../../../hamlet-identity/tests/workload/api.rs"]
+#[allow(dead_code, reason = "shared with the tests of the client, which use all of it")]
+mod api;
 mod bundles;
 mod callers;
 mod canaries;
@@ -28,3 +31,4 @@ mod versions;
 mod wait;
 mod withdrawal;
 mod workload;
+mod workload_api;

@@ -382,14 +382,15 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let metrics = self.agent.as_ref().and_then(|_| self.metrics());
-            self.assert_clean("a metric", &metrics.unwrap_or_default());
-            self.assert_clean("the log", &self.log());
-        }
+        let metrics = self.agent.as_ref().filter(|_| !std::thread::panicking()).and_then(|_| self.metrics());
+        // Before anything can fail here: no agent outlives its test.
         if let Some(agent) = &mut self.agent {
             let _ = agent.kill();
             let _ = agent.wait();
+        }
+        if !std::thread::panicking() {
+            self.assert_clean("a metric", &metrics.unwrap_or_default());
+            self.assert_clean("the log", &self.log());
         }
         if std::thread::panicking() {
             eprintln!("the end of {}'s log:\n{}\n", self.name, self.log_tail());

@@ -136,7 +136,7 @@ impl Agent {
         outcome: Result<(), Outcome>,
     ) -> Duration {
         let now = self.clock.now();
-        let wait = self.bundles.with(&peer.name, |entry| {
+        let wait = self.bundles.entry(&peer.name, |entry| {
             let hint = entry.held.as_ref().and_then(HeldBundle::refresh_hint);
             // A tenth earlier or later, so that agents don't ask in step.
             let wait = refresh(endpoint, hint).mul_f64(0.9 + 0.2 * rand::random::<f64>());

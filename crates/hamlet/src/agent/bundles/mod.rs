@@ -1,4 +1,5 @@
-//! Bundles: what proves each peer, from its file or its endpoint, and the one that we publish.
+//! Bundles: what proves each peer, from its file, its endpoint or our Workload API, and the one that we
+//! publish.
 //!
 //! Which document may follow which is [`HeldBundle`]'s matter, and what a certificate proves is
 //! [`TrustTable`]'s. Invariants: a peer's bundle comes from its configured source, with the token that
@@ -11,6 +12,7 @@ mod serve;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::{AnchorStatus, AnnouncedStatus, BundleSet, BundleSetError, BundleStatus, Event};
@@ -18,7 +20,7 @@ use hamlet_core::PeerName;
 use hamlet_core::rejection::one_line;
 use hamlet_identity::{
     Authorities, BUNDLE_BYTES_MAX, BundleChange, BundleError, Channel, ForeignIdentity, HeldBundle,
-    SpiffeBundle, TrustBundle,
+    SpiffeBundle, TrustBundle, WorkloadApi,
 };
 use hamlet_peering::MadePeer;
 use hamlet_runtime::Shutdown;
@@ -40,6 +42,8 @@ pub(super) use stream::StreamBundles;
 
 /// Where the bundle of a peer made by token is from.
 pub(crate) const TOKEN: &str = "token";
+/// Where the bundle of a peer with `trust.workloadApi` is from.
+pub(crate) const WORKLOAD_API: &str = "workload-api";
 
 /// One peer's followed bundle.
 #[derive(Default)]
@@ -67,6 +71,8 @@ pub(super) struct PeerBundles {
     tasks: Mutex<BTreeMap<PeerName, (FollowedEndpoint, Shutdown)>>,
     /// Moves when what is in force of some peer has changed.
     pub(super) changed: watch::Sender<u64>,
+    /// What says the bundles of peers with `trust.workloadApi`.
+    workload_api: Option<Arc<WorkloadApi>>,
 }
 
 /// The document in the store that holds a peer's bundle.
@@ -142,10 +148,36 @@ fn certificates(authorities: &Authorities) -> Result<TrustBundle, String> {
     }
 }
 
+/// What a Workload API says is the peer's bundle. Nothing is kept of it: what it leaves out is gone.
+pub(crate) fn federated(api: &WorkloadApi, peer: &PeerConfig) -> Result<TrustBundle, String> {
+    let domain = &peer.trust_domain;
+    match api.bundle(domain) {
+        Some(Ok(bundle)) => Ok((*bundle).clone()),
+        Some(Err(why)) => Err(format!("the bundle of {domain} from the Workload API: {why}")),
+        None if !api.has_spoken() => Err(api
+            .problem()
+            .unwrap_or_else(|| "the Workload API has said nothing yet; wait for it".to_owned())),
+        None => Err(format!(
+            "the Workload API gives no bundle of {domain}; let our registration entries federate with it \
+             (`-federatesWith spiffe://{domain}`)"
+        )),
+    }
+}
+
 impl PeerBundles {
-    /// What proves the peer now: what came with its token or is in its file, and what followed it.
-    /// Looks at the files anew.
+    /// Nothing is followed yet; a Workload API says what some peers' bundles are.
+    pub(super) fn with(workload_api: Option<Arc<WorkloadApi>>) -> PeerBundles {
+        PeerBundles { workload_api, ..PeerBundles::default() }
+    }
+
+    /// What proves the peer now: what our Workload API says, or what came with its token or is in its
+    /// file, and what followed it. Looks at the files anew.
     pub(super) fn of(&self, peer: &PeerConfig, made: Option<&MadePeer>) -> Result<TrustBundle, String> {
+        if peer.workload_api {
+            let api = self.workload_api.as_ref();
+            let api = api.ok_or("there is no Workload API; a change of spec.identity takes a restart")?;
+            return federated(api, peer);
+        }
         let first = first_bundle(peer, made);
         if !peer.follows() {
             let first = first.ok_or("there is neither a bundle nor an endpoint")??;
@@ -214,7 +246,11 @@ impl PeerBundles {
         wall: Duration,
     ) -> BundleStatus {
         let authorities = in_force.map(TrustBundle::anchors).unwrap_or_default().iter();
-        let source = made.map_or(Channel::File.word(), |_| TOKEN);
+        let source = match made {
+            Some(_) => TOKEN,
+            None if peer.workload_api => WORKLOAD_API,
+            None => Channel::File.word(),
+        };
         let status = BundleStatus {
             source: in_force.map(|_| source.to_owned()),
             file: peer.bundle.as_ref().filter(|_| made.is_none()).map(|path| path.display().to_string()),
@@ -262,7 +298,7 @@ impl PeerBundles {
     }
 
     /// Changes the peer's entry.
-    fn with<T>(&self, peer: &PeerName, change: impl FnOnce(&mut Followed) -> T) -> T {
+    fn entry<T>(&self, peer: &PeerName, change: impl FnOnce(&mut Followed) -> T) -> T {
         change(self.followed.lock().entry(peer.clone()).or_default())
     }
 }
@@ -337,7 +373,7 @@ impl Agent {
     ) -> Result<BundleChange, hamlet_identity::BundleRefusal> {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let wait = self.additions_wait(found.refresh_hint);
-        let taken = self.bundles.with(&peer.name, |entry| {
+        let taken = self.bundles.entry(&peer.name, |entry| {
             let first = entry.held.is_none();
             let change = match &mut entry.held {
                 Some(held) => held.offer(&found, channel, now, wait)?,
@@ -388,6 +424,13 @@ impl Agent {
         let known = PeerName::parse(name).ok().and_then(|name| config.peers.get(&name).cloned());
         let Some(peer) = known else { return Err(BundleSetError::NoPeer) };
         let refused = |why: String| BundleSetError::Refused(why);
+        if peer.workload_api {
+            let why = format!(
+                "the bundle of {} comes from the Workload API: change the federation there",
+                peer.name
+            );
+            return Err(refused(why));
+        }
         if !peer.follows() {
             let file = peer.bundle.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
             let why = format!("the bundle of {} comes from its file: change {file}", peer.name);
@@ -401,7 +444,7 @@ impl Agent {
         Ok(BundleSet {
             peer: peer.name.to_string(),
             trust_domain: peer.trust_domain.to_string(),
-            sequence: self.bundles.with(&peer.name, |f| f.held.as_ref().and_then(HeldBundle::sequence)),
+            sequence: self.bundles.entry(&peer.name, |f| f.held.as_ref().and_then(HeldBundle::sequence)),
             added: change.added.iter().map(|p| hex(p)).collect(),
             removed: change.removed.iter().map(|p| hex(p)).collect(),
         })

@@ -34,10 +34,11 @@ impl Default for OwnBundles {
 }
 
 /// The file with the CAs of our own trust domain: the authority's, `identity.bundle`, or the local CA's
-/// certificate.
+/// certificate. A Workload API needs none.
 pub(in crate::agent) fn own_file(mesh: &MeshConfig) -> Option<PathBuf> {
     match &mesh.identity {
         IdentityConfig::Authority(authority) => Some(bundle_file(&authority.folder)),
+        IdentityConfig::WorkloadApi(_) => None,
         IdentityConfig::Files(files) => {
             files.bundle.clone().or_else(|| files.ca.as_ref().map(|ca| ca.cert.clone()))
         }
@@ -53,6 +54,10 @@ pub(in crate::agent) fn read_authorities(mesh: &MeshConfig, path: &Path) -> Resu
 
 /// The CAs of our own trust domain as the files say.
 pub(crate) fn own_authorities(mesh: &MeshConfig) -> Result<SpiffeBundle, String> {
+    if let IdentityConfig::WorkloadApi(api) = &mesh.identity {
+        let why = "gives our CA certificates, and only to the agent: start it, and ask again";
+        return Err(format!("the Workload API at {} {why}", api.socket));
+    }
     let path = own_file(mesh).ok_or(
         "`identity` has neither `authority`, `bundle` nor `ca`, so our CA certificates are not known; name \
          their file in `identity.bundle`",
@@ -61,13 +66,27 @@ pub(crate) fn own_authorities(mesh: &MeshConfig) -> Result<SpiffeBundle, String>
 }
 
 impl Agent {
+    /// The CAs of our own trust domain, as the files or the Workload API say now.
+    pub(in crate::agent) fn own_authorities(&self, mesh: &MeshConfig) -> Result<SpiffeBundle, String> {
+        let Some(api) = &self.workload_api else { return own_authorities(mesh) };
+        let domain = &mesh.trust_domain;
+        match api.bundle(domain) {
+            Some(Ok(bundle)) => Ok(SpiffeBundle::of((*bundle).clone())),
+            Some(Err(why)) => Err(format!("our bundle from the Workload API: {why}")),
+            None => Err(api.problem().unwrap_or_else(|| {
+                let hint = "see whether it is that of our trust domain (spec.trustDomain)";
+                format!("the Workload API at {} gives no bundle of {domain}; {hint}", api.endpoint())
+            })),
+        }
+    }
+
     /// Looks at the files again. What can't be read leaves the last good one published.
     pub(in crate::agent) async fn refresh_own_bundle(&self) {
         let config = self.config();
         if let Some(Err(error)) = self.own.web.lock().as_ref().map(|leaf| leaf.reload()) {
             tracing::error!(%error, "the bundle endpoint's new certificate can't be used; the last good one stays");
         }
-        let mut found = match own_authorities(&config.mesh) {
+        let mut found = match self.own_authorities(&config.mesh) {
             Ok(found) => found,
             Err(why) => {
                 let mut current = self.own.current.lock();

@@ -121,7 +121,7 @@ impl Agent {
         let (config, now) = (self.config(), self.clock.now());
         let mut any = false;
         for peer in config.peers.values().filter(|p| p.follow.is_some()) {
-            let ripe = self.bundles.with(&peer.name, |entry| {
+            let ripe = self.bundles.entry(&peer.name, |entry| {
                 let added = entry.held.as_mut().map(|held| held.ripen(now)).unwrap_or_default();
                 (!added.is_empty()).then(|| (added, entry.to_bytes()))
             });
@@ -227,7 +227,7 @@ impl Agent {
         if peer.follow != Some(Follow::Stream) {
             return Err(NotInForce::NotFollowed);
         }
-        let due = self.bundles.with(&peer.name, |entry| entry.held.as_ref().and_then(HeldBundle::due));
+        let due = self.bundles.entry(&peer.name, |entry| entry.held.as_ref().and_then(HeldBundle::due));
         match due {
             Some(due) => Err(NotInForce::Waiting(due.saturating_sub(self.clock.now()))),
             None => Err(NotInForce::Overridden),
@@ -243,7 +243,7 @@ impl Agent {
         };
         let (now, rejection) = (self.clock.now(), why.rejection());
         if peer.follow.is_some() {
-            self.bundles.with(&peer.name, |entry| {
+            self.bundles.entry(&peer.name, |entry| {
                 entry.failures += 1;
                 entry.last_error = Some((one_line(&rejection.to_string(), 1024), now));
                 entry.refused = rule(why);
@@ -309,7 +309,9 @@ impl Agent {
         let (root, _) = state.staged()?;
         let own = self.own_bundle().ok()?;
         let prints = own.authorities.bundle().map(TrustBundle::fingerprints).unwrap_or_default();
-        let said = prints.iter().any(|print| hex(print) == root.sha256);
+        // What the streams say may be older than what was read last.
+        let present = self.link_context.bundles.ours().map(|ours| ours.sequence) == own.sequence;
+        let said = present && prints.iter().any(|print| hex(print) == root.sha256);
         Some((root.clone(), said))
     }
 

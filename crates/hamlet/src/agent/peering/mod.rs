@@ -183,14 +183,22 @@ impl Agent {
     /// since an older one proves it only as long as it overlaps.
     fn own_roots(&self, config: &Config) -> Result<Vec<CertificateDer<'static>>, String> {
         let mesh = &config.mesh;
-        let file = match (own_file(mesh), &mesh.identity) {
-            (Some(file), _) => file,
-            (None, IdentityConfig::Files(files)) => files.agent.cert.with_file_name("ca.pem"),
-            (None, IdentityConfig::Authority(authority)) => authority.folder.clone(),
+        let (read, shown, hint) = match (&mesh.identity, own_file(mesh)) {
+            (IdentityConfig::Files(files), None) => {
+                let file = files.agent.cert.with_file_name("ca.pem");
+                let hint = "put our CA's certificates there, or name them in spec.identity.bundle";
+                (read_authorities(mesh, &file)?.authorities, file.display().to_string(), hint)
+            }
+            (IdentityConfig::WorkloadApi(api), _) => {
+                let hint = "see what the SPIRE server signs with (`spire-server bundle show`)";
+                (self.own_authorities(mesh)?.authorities, format!("the bundle from {}", api.socket), hint)
+            }
+            (IdentityConfig::Files(_) | IdentityConfig::Authority(_), file) => {
+                let shown = file.map(|file| file.display().to_string()).unwrap_or_default();
+                let hint = "put our CA's certificates there, or name them in spec.identity.bundle";
+                (self.own_authorities(mesh)?.authorities, shown, hint)
+            }
         };
-        let shown = file.display();
-        let hint = "put our CA's certificates there, or name them in spec.identity.bundle";
-        let read = read_authorities(mesh, &file)?.authorities;
         let anchors = read.bundle().map(TrustBundle::anchors).unwrap_or_default();
         let mut roots: Vec<CertificateDer<'static>> = anchors.iter().map(|a| a.der.clone()).collect();
         let proves = |root: &CertificateDer<'static>| {

@@ -1,20 +1,43 @@
-//! `spec.identity` of the Mesh document, checked: our own authority, or files, never both.
+//! `spec.identity` of the Mesh document, checked: our own authority, or a Workload API, or files, never
+//! two of them.
 
-use hamlet_core::Fqdn;
+use hamlet_core::{Fqdn, TrustDomain};
+use hamlet_identity::SvidChoice;
 use hamlet_identity::authority::plan::Lives;
+use hamlet_identity::workload::socket_path;
 
 use super::Check;
-use crate::config::model::{AuthorityConfig, IdentityConfig, IdentityFiles, PairFiles};
-use crate::config::raw::{Pair, RawAuthority, RawIdentity};
+use crate::config::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
+use crate::config::model::{AuthorityConfig, IdentityConfig, IdentityFiles, PairFiles, WorkloadApiConfig};
+use crate::config::raw::{At, Pair, RawAuthority, RawIdentity, RawSvid, RawWorkloadApi};
 
 const NO_PAIR: &str = "put the PEM file there; or have `hamlet init DIR` make an authority in a new folder";
+const NO_SOCKET: &str =
+    "start the SPIRE agent, or correct the path; the agent waits for it, and listens to no peer before";
 const NO_AUTHORITY: &str =
     "`hamlet init DIR` makes one in a new folder, `hamlet ca adopt` makes one of a CA that you have";
 
 impl Check<'_> {
     /// `None` if something of it was reported.
-    pub(super) fn identity(&mut self, raw: &RawIdentity) -> Option<IdentityConfig> {
+    pub(super) fn identity(
+        &mut self,
+        raw: &RawIdentity,
+        domain: Option<&At<TrustDomain>>,
+    ) -> Option<IdentityConfig> {
         let files = [("agent", &raw.agent), ("gateway", &raw.gateway), ("ca", &raw.ca)];
+        if let Some(api) = &raw.workload_api {
+            let bundle = raw.bundle.as_ref().map(|_| "bundle");
+            let authority = raw.authority.as_ref().map(|_| "authority");
+            let file = files.iter().find(|(_, pair)| pair.is_some()).map(|(key, _)| *key);
+            if let Some(key) = authority.or(file).or(bundle) {
+                let message =
+                    format!("`workloadApi` gives certificates and bundle, and `{key}` is there as well");
+                let fix = format!("remove `{key}`, or `workloadApi`; one of them says who we are");
+                self.problems.error(api.mark, &api.path, message, fix);
+                return None;
+            }
+            return self.workload_api(api, &domain?.value).map(IdentityConfig::WorkloadApi);
+        }
         if let Some(authority) = &raw.authority {
             if let Some((key, _)) = files.iter().find(|(_, pair)| pair.is_some()) {
                 let message = format!("`authority` and `{key}` say both where certificates come from");
@@ -32,9 +55,9 @@ impl Check<'_> {
         let mut needed = |key: &str, pair: &Option<Pair>| {
             if pair.is_none() {
                 let fix = format!(
-                    "add `authority: {{folder: identity}}`, or `{key}: {{cert: identity/{key}.pem, key: identity/{key}.key}}`"
+                    "add `authority: {{folder: identity}}`, `workloadApi: {{socket: \"unix:///run/spire/sockets/agent.sock\"}}`, or `{key}: {{cert: identity/{key}.pem, key: identity/{key}.key}}`"
                 );
-                let message = format!("neither `authority` nor `{key}` is there");
+                let message = format!("neither `authority`, `workloadApi` nor `{key}` is there");
                 self.problems.error(raw.mark, &raw.path, message, fix);
             }
         };
@@ -54,6 +77,66 @@ impl Check<'_> {
         let cert = raw.cert.as_ref().map(|at| self.file(at, NO_PAIR));
         let key = raw.key.as_ref().map(|at| self.file(at, NO_PAIR));
         Some(PairFiles { cert: cert?, key: key? })
+    }
+
+    fn workload_api(&mut self, raw: &RawWorkloadApi, domain: &TrustDomain) -> Option<WorkloadApiConfig> {
+        let agent = self.svid(raw, "agent", &raw.agent, AGENT_ID_PATH, domain);
+        let gateway = self.svid(raw, "gateway", &raw.gateway, GATEWAY_ID_PATH, domain);
+        let socket = raw.socket.as_ref()?;
+        if let Some(path) = socket_path(&socket.value.0) {
+            self.reference(path, socket, NO_SOCKET);
+        }
+        let config = WorkloadApiConfig { socket: socket.value.0.clone(), agent: agent?, gateway: gateway? };
+        if config.agent == config.gateway {
+            let message =
+                "agent and gateways have one identity: a gateway could speak for the mesh".to_owned();
+            let fix = "register an id of its own for the gateways, and name it in `gateway`";
+            self.problems.warning(raw.mark, &raw.path, message, fix);
+        }
+        Some(config)
+    }
+
+    /// By id or by hint; by our usual id where nothing is said.
+    fn svid(
+        &mut self,
+        api: &RawWorkloadApi,
+        key: &str,
+        raw: &RawSvid,
+        usual: &str,
+        domain: &TrustDomain,
+    ) -> Option<SvidChoice> {
+        let path = format!("{}.{key}", api.path);
+        match (&raw.id, &raw.hint, raw.written) {
+            (Some(_), Some(hint), _) => {
+                let message = "`spiffeId` and `hint` stand together".to_owned();
+                self.error(hint, message, "keep the one that you know the entry by");
+                None
+            }
+            (Some(id), None, _) if id.value.trust_domain() != domain => {
+                let message = format!("{} is outside our trust domain {domain}", id.value);
+                let fix =
+                    format!("write an id that starts with spiffe://{domain}/, or correct `trustDomain`");
+                self.error(id, message, fix);
+                None
+            }
+            (Some(id), None, _) => Some(SvidChoice::Id(id.value.clone())),
+            (None, Some(hint), _) => Some(SvidChoice::Hint(hint.value.clone())),
+            // What stands there is wrong, which was reported.
+            (None, None, Some(_)) if raw.says => None,
+            (None, None, Some(mark)) => {
+                let message = "neither `spiffeId` nor `hint` is there".to_owned();
+                self.problems.error(mark, &path, message, format!("write one of the two, or remove `{key}`"));
+                None
+            }
+            (None, None, None) => match domain.id(usual) {
+                Ok(id) => Some(SvidChoice::Id(id)),
+                Err(error) => {
+                    let message = format!("the trust domain can't carry our usual id: {error}");
+                    self.problems.error(api.mark, &path, message, format!("name an id in `{key}`"));
+                    None
+                }
+            },
+        }
     }
 
     fn authority(&mut self, raw: &RawAuthority) -> Option<AuthorityConfig> {

@@ -24,7 +24,7 @@ impl Check<'_> {
         let served = raw.bundle_endpoint.as_ref().and_then(|served| served.listen.as_ref());
         self.listeners_differ(raw.listen.iter().flatten().chain(served));
         let bundle_endpoint = raw.bundle_endpoint.as_ref().map(|served| self.served(served, raw));
-        let identity = self.identity(&raw.identity);
+        let identity = self.identity(&raw.identity, raw.trust_domain.as_ref());
         self.zones_differ(raw);
         let data = raw.data.as_ref().map(|at| self.resolve(&at.value, at.mark))?;
         let socket = match &raw.socket {
@@ -98,9 +98,11 @@ impl Check<'_> {
     fn served(&mut self, raw: &RawServed, mesh: &Mesh) -> Option<ServedEndpoint> {
         let path = format!("{} spec.bundleEndpoint", mesh.meta.label);
         let identity = &mesh.identity;
-        if identity.bundle.is_none() && identity.ca.is_none() && identity.authority.is_none() {
+        let issued = identity.authority.is_some() || identity.workload_api.is_some();
+        if identity.bundle.is_none() && identity.ca.is_none() && !issued {
             let message =
-                "there is no bundle to publish: `identity` has neither `bundle`, `ca` nor `authority`"
+                "there is no bundle to publish: `identity` has neither `bundle`, `ca`, `authority` \
+                           nor `workloadApi`"
                     .to_owned();
             let fix = "name the file with our CA certificates in `identity.bundle`";
             self.problems.error(raw.mark, &path, message, fix);

@@ -144,7 +144,7 @@ impl Check<'_> {
     }
 
     /// Remembers a file that should exist because of the value at `at`.
-    fn reference(&mut self, file: PathBuf, at: &At<PathBuf>, fix: &'static str) {
+    fn reference<T>(&mut self, file: PathBuf, at: &At<T>, fix: &'static str) {
         let reference = FileReference { file, mark: at.mark, path: at.path.clone(), fix };
         self.references.push(reference);
     }

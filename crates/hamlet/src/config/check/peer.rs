@@ -14,8 +14,8 @@ use hamlet_identity::RevocationPolicy;
 use super::Check;
 use super::foreign::foreign_identity;
 use crate::config::model::{
-    CrlFile, EndpointProof, Extensions, FollowedEndpoint, MeshConfig, PeerConfig, Profile, SecretFile,
-    Version,
+    CrlFile, EndpointProof, Extensions, FollowedEndpoint, IdentityConfig, MeshConfig, PeerConfig, Profile,
+    SecretFile, Version,
 };
 use crate::config::problem::Mark;
 use crate::config::raw::{At, Peer, RawEndpoint};
@@ -50,6 +50,7 @@ impl Check<'_> {
             self.peer_version(raw);
             self.peer_endpoint(raw, &domains);
             self.peer_follow(raw);
+            self.peer_workload_api(raw, mesh);
             if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
                 && name.value.eq_ignore_ascii_case(mesh.name.as_str())
             {
@@ -130,7 +131,9 @@ impl Check<'_> {
         let path = format!("{} spec.trust", raw.meta.label);
         let Some(endpoint) = &raw.endpoint else {
             if let Some(mark) = raw.proves_nothing {
-                let message = "nothing proves this peer: there is neither `bundle` nor `endpoint`".to_owned();
+                let message =
+                    "nothing proves this peer: there is neither `bundle`, `endpoint` nor `workloadApi`"
+                        .to_owned();
                 self.problems.error(
                     mark,
                     &path,
@@ -170,6 +173,22 @@ impl Check<'_> {
         } else if raw.version == Some(Version::V1alpha1) {
             let message = "v1alpha1 carries no bundles".to_owned();
             self.error(at, message, "remove it, or write `version: auto`");
+        }
+    }
+
+    /// The Workload API is the only source where it is one, and there is one.
+    fn peer_workload_api(&mut self, raw: &Peer, mesh: Option<&MeshConfig>) {
+        let Some(at) = raw.workload_api.as_ref().filter(|at| at.value) else { return };
+        let other = raw.bundle.as_ref().map(|_| "bundle").or(raw.endpoint.as_ref().map(|_| "endpoint"));
+        if let Some(key) = other.or(raw.follow.as_ref().map(|_| "follow")) {
+            let message = format!("our Workload API proves this peer, and `{key}` is there as well");
+            self.error(at, message, format!("remove `{key}`, or `workloadApi`"));
+        }
+        if mesh.is_some_and(|mesh| !matches!(mesh.identity, IdentityConfig::WorkloadApi(_))) {
+            let message = "the Mesh has no Workload API that could say so".to_owned();
+            let fix =
+                "set `identity.workloadApi` of the Mesh, or name the peer's bundle in a file with `bundle`";
+            self.error(at, message, fix);
         }
     }
 
@@ -237,6 +256,7 @@ impl Check<'_> {
             address: raw.address.clone(),
             trust_domain: raw.trust_domain.as_ref()?.value.clone(),
             bundle,
+            workload_api: raw.workload_api.as_ref()?.value,
             endpoint: match &raw.endpoint {
                 None => None,
                 Some(endpoint) => Some(self.followed(endpoint)?),

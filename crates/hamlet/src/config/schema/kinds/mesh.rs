@@ -74,6 +74,52 @@ static AUTHORITY: Object = Object {
     ],
 };
 
+static SVID: Object = Object {
+    fields: &[
+        field(
+            "spiffeId",
+            Text(&SPIFFE_ID),
+            Optional,
+            "Its exact id, in our trust domain.",
+            "spiffe://acme.example/hamlet/agent",
+        ),
+        field(
+            "hint",
+            Text(&HINT),
+            Optional,
+            "The `hint` of its registration entry, instead of the id.",
+            "hamlet-agent",
+        ),
+    ],
+};
+
+static WORKLOAD_API: Object = Object {
+    fields: &[
+        field(
+            "socket",
+            Text(&WORKLOAD_SOCKET),
+            Required,
+            "Where the Workload API is. No environment variable is read in its place.",
+            "unix:///run/spire/sockets/agent.sock",
+        ),
+        field(
+            "agent",
+            Shape::Object(&SVID),
+            Optional,
+            "Which of the identities that it gives is the agent's. Without it: `spiffe://TRUST_DOMAIN/hamlet/agent`.",
+            "{spiffeId: \"spiffe://acme.example/hamlet/agent\"}",
+        ),
+        field(
+            "gateway",
+            Shape::Object(&SVID),
+            Optional,
+            "Which of them is the gateways'. Without it: `spiffe://TRUST_DOMAIN/hamlet/gateway`. It may be the agent's, \
+             though then a gateway could speak for the mesh, and peers are warned of it.",
+            "{spiffeId: \"spiffe://acme.example/hamlet/gateway\"}",
+        ),
+    ],
+};
+
 static IDENTITY: Object = Object {
     fields: &[
         field(
@@ -85,17 +131,26 @@ static IDENTITY: Object = Object {
             "{folder: identity, hosts: [gw.acme.example]}",
         ),
         field(
+            "workloadApi",
+            Shape::Object(&WORKLOAD_API),
+            Optional,
+            "The SPIFFE Workload API of a SPIRE agent, or another one: it gives our certificates, the CA certificates of \
+             our own trust domain, and those of peers with `trust.workloadApi`. All of it is followed live. Instead of \
+             everything else here.",
+            "{socket: \"unix:///run/spire/sockets/agent.sock\"}",
+        ),
+        field(
             "agent",
             Shape::Object(&PEM_PAIR),
             Optional,
-            "What this agent proves to other agents. Needed without `authority`.",
+            "What this agent proves to other agents. Needed without `authority` and `workloadApi`.",
             "{cert: identity/agent.pem, key: identity/agent.key}",
         ),
         field(
             "gateway",
             Shape::Object(&PEM_PAIR),
             Optional,
-            "What our gateways prove to other gateways. Needed without `authority`.",
+            "What our gateways prove to other gateways. Needed without `authority` and `workloadApi`.",
             "{cert: identity/gateway.pem, key: identity/gateway.key}",
         ),
         field(
@@ -111,7 +166,7 @@ static IDENTITY: Object = Object {
             Text(&PATH),
             Optional,
             "The CA certificates of our own trust domain, for `hamlet bundle show` and `bundleEndpoint`: PEM, a SPIFFE \
-             bundle (JWKS) or a bundle map. Without it: the certificate of `ca`. An authority needs none.",
+             bundle (JWKS) or a bundle map. Without it: the certificate of `ca`. An authority and a Workload API need none.",
             "identity/roots.pem",
         ),
     ],
@@ -422,8 +477,8 @@ pub static MESH: Kind = Kind {
                 "identity",
                 Shape::Object(&IDENTITY),
                 Required,
-                "Where our certificates come from: our own `authority`, or files that are watched and taken over without \
-                 a restart.",
+                "Where our certificates come from: our own `authority`, a SPIFFE Workload API, or files that are watched and \
+                 taken over without a restart.",
                 "{authority: {folder: identity}}",
             ),
             field(

@@ -82,6 +82,15 @@ static TRUST: Object = Object {
              not `endpoint`. CAs that it takes away are out at once, new ones are used after `bundleWait` of the Mesh.",
             "stream",
         ),
+        field(
+            "workloadApi",
+            Bool,
+            Default("false"),
+            "Whether the bundle is the one that the Mesh's `identity.workloadApi` gives for the peer's trust domain: \
+             SPIRE does so where our registration entries have `federatesWith`. Followed live; without one the peer isn't \
+             trusted. Instead of `bundle`, `endpoint` and `follow`.",
+            "true",
+        ),
     ],
 };
 
@@ -212,7 +221,7 @@ pub static PEER: Kind = Kind {
                 "trust",
                 Shape::Object(&TRUST),
                 Required,
-                "What proves its ids: a bundle in a file, or one that is followed, or both.",
+                "What proves its ids: a bundle in a file, or one that is followed at an endpoint, or both; or that of our Workload API.",
                 "{bundle: peers/globex-ca.pem}",
             ),
             field(
