@@ -25,12 +25,14 @@ use crate::local::LocalIdentity;
 pub const POLL: Duration = Duration::from_secs(30);
 /// Events within this time are one change: two files are seldom replaced in the same instant.
 const SETTLE: Duration = Duration::from_millis(100);
+/// What can't be read at so many looks, [`SETTLE`] apart, is no change under way, but an error.
+const LOOKS: u32 = 20;
 
 /// What a look makes of an identity that can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Patience {
     /// Somebody may be between the certificate and its key: nothing is said yet.
-    Once,
+    Some,
     /// It is an error.
     None,
 }
@@ -82,9 +84,8 @@ impl IdentityWatch {
                 None
             }
         };
-        // What changed between loading and watching.
-        self.look(Patience::None);
-        'looks: loop {
+        // At first what changed between loading and watching.
+        'looks: while self.look_until_whole(&shutdown).await {
             tokio::select! {
                 () = shutdown.begun() => break 'looks,
                 () = event.notified() => {
@@ -94,13 +95,23 @@ impl IdentityWatch {
                 }
                 () = tokio::time::sleep(self.poll) => {}
             }
-            if self.look(Patience::Once) {
-                if shutdown.or_begun(tokio::time::sleep(SETTLE)).await.is_none() {
-                    break 'looks;
-                }
-                self.look(Patience::None);
+        }
+    }
+
+    /// Looks until nothing seems to be half of a change, or for long enough to call it an error;
+    /// `false` once `shutdown` begins. Between its two files whoever replaces them waits for the disk,
+    /// which may be busy.
+    async fn look_until_whole(&mut self, shutdown: &Shutdown) -> bool {
+        for _ in 1..LOOKS {
+            if !self.look(Patience::Some) {
+                return true;
+            }
+            if shutdown.or_begun(tokio::time::sleep(SETTLE)).await.is_none() {
+                return false;
             }
         }
+        self.look(Patience::None);
+        true
     }
 
     /// Reads everything once; whether something is to be read again, because it could be half of a
@@ -110,13 +121,13 @@ impl IdentityWatch {
         for identity in &self.identities {
             let before = identity.last_error();
             let outcome = match patience {
-                Patience::Once => identity.reload_if_good(),
+                Patience::Some => identity.reload_if_good(),
                 Patience::None => identity.reload(),
             };
             match outcome {
                 Ok(true) => tracing::info!(id = %identity.spiffe_id(), "certificate reloaded"),
                 Ok(false) => {}
-                Err(_) if patience == Patience::Once => again = true,
+                Err(_) if patience == Patience::Some => again = true,
                 // The same error again is no news.
                 Err(error) if before.as_deref() == Some(error.to_string().as_str()) => {}
                 Err(error) => {
@@ -205,10 +216,10 @@ mod tests {
         let identity = LocalIdentity::from_pem_files(&cert, &key, clock).unwrap();
         let mut watch = IdentityWatch::new(vec![identity.clone()]);
         let (before, changed) = (identity.fingerprint(), identity.changed());
-        assert!(!watch.look(Patience::Once), "all is as it was");
+        assert!(!watch.look(Patience::Some), "all is as it was");
 
         write_key(&second.key);
-        assert!(watch.look(Patience::Once), "to be looked at again");
+        assert!(watch.look(Patience::Some), "to be looked at again");
         assert_eq!((identity.last_error(), identity.fingerprint()), (None, before));
         write_cert(&second.cert);
         assert!(!watch.look(Patience::None));
@@ -216,10 +227,10 @@ mod tests {
         assert!(identity.fingerprint() != before && changed.has_changed().unwrap());
 
         write_key(&first.key);
-        assert!(watch.look(Patience::Once) && !watch.look(Patience::None));
+        assert!(watch.look(Patience::Some) && !watch.look(Patience::None));
         assert!(identity.last_error().is_some_and(|error| error.contains("is not the key")));
         write_key(&second.key);
-        assert!(!watch.look(Patience::Once), "mended");
+        assert!(!watch.look(Patience::Some), "mended");
         assert_eq!(identity.last_error(), None);
     }
 }

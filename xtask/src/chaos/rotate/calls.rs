@@ -124,8 +124,10 @@ impl Callers {
             if self.stop.or_begun(tokio::time::sleep(wait)).await.is_none() {
                 return;
             }
-            // After a long call the others are not made up for at once.
-            due = due.max(self.book.now());
+            // Calls that a long one held up are made up for, so that the load is what it is said to be.
+            if kind == Kind::Stream {
+                due = due.max(self.book.now());
+            }
             let began = self.book.now();
             let outcome = within(self.on_kept(kind, &mut kept, number)).await;
             if outcome.is_err() {
