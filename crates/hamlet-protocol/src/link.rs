@@ -655,7 +655,6 @@ impl<J: LinkJudge> Link<J> {
         *place = Some(cell.clone());
         self.state.opened_ms.store(self.context.clock.now().as_millis() as u64, Ordering::Relaxed);
         drop(place);
-        self.left.store(false, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.set_connection(Connection::Up, None);
         Ok(())
@@ -694,8 +693,11 @@ impl<J: LinkJudge> Link<J> {
         }
         *stream = None;
         *self.state.last_end.lock() = Some(end.message.clone());
-        if cell.look(StreamSession::peer_goodbye) == Some(ext::goodbye::Reason::Leaving) {
-            self.left.store(true, Ordering::Relaxed);
+        // A stream that we dialled has its place before the peer has let us in: only what it says
+        // shows that it is back.
+        let (goodbye, heard) = cell.look(|s| (s.peer_goodbye(), s.has_heard()));
+        if heard {
+            self.left.store(goodbye == Some(ext::goodbye::Reason::Leaving), Ordering::Relaxed);
         }
         self.note_gone();
         drop(stream);
