@@ -353,6 +353,8 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let set = &include_bytes!("../../crates/hamlet-identity/tests/golden/spiffe/x509-and-jwt.json")[..];
     add("jwks", "set", set.to_vec());
     add("jwks", "revoked", br#"{"keys":[],"spiffe_sequence":7}"#.to_vec());
+    let tokens = br#"{"keys":[{"use":"jwt-svid","kty":"EC"}],"spiffe_sequence":7}"#;
+    add("jwks", "no-key-for-certificates", tokens.to_vec());
     add("jwks", "map", br#"{"trust_domains":{"acme.example":{"keys":[]}}}"#.to_vec());
     for (name, bytes) in crate::peering::exchange_seeds() {
         add("peering", &name, bytes);

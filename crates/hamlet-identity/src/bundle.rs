@@ -76,6 +76,11 @@ pub enum BundleError {
     NotInMap { expected: TrustDomain, found: String },
     #[error("certificate {at} of the bundle ({subject}) has a key that JWK can't express: {reason}")]
     NoJwk { at: usize, subject: String, reason: String },
+    #[error(
+        "the bundle has keys, but no CA for X.509 certificates: written without any key it would say that all is \
+         revoked; name the file with the CA certificates"
+    )]
+    NothingToWrite,
 }
 
 /// One CA certificate of a bundle.

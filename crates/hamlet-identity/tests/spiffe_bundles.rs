@@ -57,7 +57,11 @@ fn what_go_spiffe_wrote_is_read_whole() {
         assert_eq!(read.authorities, Authorities::Certificates(pem.clone()), "{name}");
         assert_eq!((read.sequence, read.refresh_hint), (Some(7), Some(Duration::from_secs(300))), "{name}");
     }
-    assert_eq!(read(&golden("jwt-only.json")).unwrap().authorities, Authorities::NoX509);
+    let tokens_only = read(&golden("jwt-only.json")).unwrap();
+    assert_eq!(tokens_only.authorities, Authorities::NoX509);
+    // Written as a set without keys it would revoke everything.
+    assert_eq!(tokens_only.to_jwks(), Err(BundleError::NothingToWrite));
+    assert_eq!(SpiffeBundle::to_map([&tokens_only]), Err(BundleError::NothingToWrite));
 }
 
 #[test]

@@ -192,6 +192,10 @@ impl SpiffeBundle {
     }
 
     fn set(&self, hint: bool) -> Result<Value, BundleError> {
+        if self.authorities == Authorities::NoX509 {
+            // Its keys of other use aren't kept, and a set without keys means something else.
+            return Err(BundleError::NothingToWrite);
+        }
         let mut set = Map::new();
         if let Some(sequence) = self.sequence {
             set.insert(SEQUENCE.to_owned(), sequence.into());
