@@ -1,6 +1,7 @@
 //! Two meshes that share nothing but a channel for one line of text become peers, and part.
 
 use std::fs;
+use std::net::SocketAddr;
 
 use hamlet_peering::channel::EXCHANGES_MAX;
 use hamlet_store::{Store, StoreOptions};
@@ -158,8 +159,8 @@ fn used_altered_expired_and_foreign_tokens_are_refused_and_shown() {
     assert_eq!(initech.cli(&["get", "peers", "-o", "name"]).out, "", "nothing came of all that");
 }
 
-#[test]
-fn a_removed_peer_is_told_forgets_at_once_and_all_connections_end() {
+/// Two meshes, peers by token: globex calls acme's `raw`, there, with that workload behind it.
+fn federated_by_token() -> (Two, Workload, SocketAddr) {
     let raw = Workload::echo();
     let mut two = Two::strangers();
     two.acme.declare("raw", "TCP", two.port, raw.at, "none");
@@ -170,6 +171,12 @@ fn a_removed_peer_is_told_forgets_at_once_and_all_connections_end() {
     two.globex.until_callable("acme/raw");
     two.until_in_sync();
     let at = two.egress("raw").unwrap();
+    (two, raw, at)
+}
+
+#[test]
+fn a_removed_peer_is_told_forgets_at_once_and_all_connections_end() {
+    let (mut two, _raw, at) = federated_by_token();
     let mut live = connect(at).unwrap();
     echo(&mut live, "before").unwrap();
 
@@ -219,16 +226,7 @@ fn cut_removal_short(mesh: &Mesh, peer: &str) {
 
 #[test]
 fn a_removal_that_a_crash_cut_short_stays_one_and_the_peer_is_refused_and_holds_on() {
-    let raw = Workload::echo();
-    let mut two = Two::strangers();
-    two.acme.declare("raw", "TCP", two.port, raw.at, "none");
-    two.start();
-    peered(&mut two);
-    two.acme.publish("raw", &["raw"], &two.globex);
-    two.globex.write("import.yaml", &texts::import(&two.acme));
-    two.globex.until_callable("acme/raw");
-    two.until_in_sync();
-    let at = two.egress("raw").unwrap();
+    let (mut two, _raw, at) = federated_by_token();
 
     two.acme.stop();
     cut_removal_short(&two.acme, "globex");
