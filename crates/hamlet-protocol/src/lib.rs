@@ -146,6 +146,7 @@ pub mod consumer;
 pub mod dial;
 pub mod dialect;
 pub mod frames;
+pub mod gather;
 pub mod importer;
 pub mod kind;
 pub mod limits;

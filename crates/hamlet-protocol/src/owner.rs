@@ -422,14 +422,15 @@ impl OwnerSession {
         }
     }
 
-    /// Whether [`next`](Self::next) would say something now; `true` may be said in vain.
-    pub fn wants_write(&self, now: Duration) -> bool {
+    /// Whether [`next`](Self::next) would say something now; changes count if they are `hurried`.
+    /// `true` may be said in vain.
+    pub fn wants_write(&self, now: Duration, hurried: bool) -> bool {
         if !self.wanted {
             return false;
         }
         let at_head = self.sub.is_at_head();
         let retries = self.retry.values().any(|r| r.due <= now);
-        let changes = self.has_credit() && (!at_head || retries);
+        let changes = hurried && self.has_credit() && (!at_head || retries);
         let bookmark = self.hello && at_head && self.retry.is_empty() && self.bookmark_due() <= now;
         self.begin.is_some() || self.round.is_some() || changes || bookmark
     }

@@ -682,10 +682,11 @@ impl StreamSession {
         Ok(())
     }
 
-    /// Whether [`next`](Self::next) would say something now; `true` may be said in vain.
-    pub fn wants_write(&self, now: Duration) -> bool {
+    /// Whether [`next`](Self::next) would say something now; changes count if they are `hurried`.
+    /// `true` may be said in vain.
+    pub fn wants_write(&self, now: Duration, hurried: bool) -> bool {
         let spoken = self.sent_subscribe || (!self.config.dialled && self.class == PeerClass::Unknown);
-        let owner = self.owner.as_ref().is_some_and(|owner| owner.wants_write(now));
+        let owner = self.owner.as_ref().is_some_and(|owner| owner.wants_write(now, hurried));
         let bundles = self.is_hello() && self.bundles.wants_write(now);
         !spoken || self.consumer.has_out() || self.goodbye.is_some() || bundles || owner
     }

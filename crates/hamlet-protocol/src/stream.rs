@@ -17,11 +17,13 @@ use hamlet_identity::ProvenPeer;
 use hamlet_runtime::{Clock, Shutdown, rarely};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use crate::bundles::BundleExchange;
 use crate::dialect::{Incoming, Outgoing};
+use crate::gather::{BEHIND, Gather, Ring};
 use crate::session::{PeerClass, StreamEnd, StreamSession};
 use crate::transcript::Transcript;
 use crate::wire::hamlet::federation::v1::goodbye::Reason;
@@ -47,6 +49,9 @@ pub struct StreamCell {
     /// The peer has as many unanswered changes as it may: a further one is no reason to look, and
     /// its next answer is.
     filled: AtomicBool,
+    /// The peer has several changes yet to answer.
+    behind: AtomicBool,
+    gather: Gather,
     /// Which view is the peer's.
     views: Mutex<Option<watch::Receiver<Arc<View>>>>,
     room: Notify,
@@ -99,6 +104,8 @@ impl StreamCell {
             writer: AtomicWaker::new(),
             asked: AtomicBool::new(true),
             filled: AtomicBool::new(false),
+            behind: AtomicBool::new(false),
+            gather: Gather::default(),
             views: Mutex::new(None),
             room: Notify::new(),
             rearm: Notify::new(),
@@ -154,9 +161,10 @@ impl StreamCell {
         Some(views.borrow_and_update().clone())
     }
 
-    fn note_filled(&self, session: &StreamSession) {
-        let filled = session.owner.as_ref().is_some_and(|owner| !owner.has_credit());
-        self.filled.store(filled, Ordering::SeqCst);
+    fn note_unanswered(&self, session: &StreamSession) {
+        let Some(owner) = &session.owner else { return };
+        self.filled.store(!owner.has_credit(), Ordering::SeqCst);
+        self.behind.store(owner.in_flight() >= BEHIND, Ordering::SeqCst);
     }
 
     fn wake_writer(&self) {
@@ -193,8 +201,7 @@ impl StreamCell {
         self.ended.cancelled().await;
     }
 
-    fn poll_out(&self, cx: &mut Context<'_>) -> Poll<Result<Outgoing, StreamEnd>> {
-        self.writer.register(cx.waker());
+    fn poll_out(&self) -> Poll<Result<Outgoing, StreamEnd>> {
         // HTTP/2 polls several times for each message, and nobody has said anything since.
         if !self.asked.swap(false, Ordering::SeqCst) {
             return Poll::Pending;
@@ -212,7 +219,7 @@ impl StreamCell {
             }
             let next = session.next(now);
             let due = matches!(next, Ok(None)).then(|| session.wake_at()).flatten();
-            self.note_filled(&session);
+            self.note_unanswered(&session);
             (next, due)
         };
         // What was just said may have something follow it sooner than the next look was planned.
@@ -222,10 +229,16 @@ impl StreamCell {
         match next {
             Ok(Some(out)) => {
                 self.asked.store(true, Ordering::SeqCst);
+                if matches!(out, Outgoing::Offer { .. }) {
+                    self.gather.looked(true);
+                }
                 self.transcript.sent(self.id, &out, now);
                 Poll::Ready(Ok(out))
             }
-            Ok(None) => Poll::Pending,
+            Ok(None) => {
+                self.gather.looked(false);
+                Poll::Pending
+            }
             Err(end) => {
                 self.end(end.clone());
                 Poll::Ready(Err(end))
@@ -254,12 +267,16 @@ impl StreamCell {
                     self.transcript.received(self.id, &message, now);
                     let (taken, writes, works, news) = {
                         let mut session = self.session.lock();
+                        // A full window hasn't let the writer look, so there is nothing gathered.
+                        let gathering =
+                            self.gather.is_gathering() && !self.filled.load(Ordering::SeqCst);
                         let taken = session.receive(message, now);
                         // Noted before the look at the view: a change that came too early to wake
                         // the writer is seen by that look.
-                        self.note_filled(&session);
+                        self.note_unanswered(&session);
                         let news = session.bundles.take_news();
-                        (taken, session.wants_write(now), session.consumer.has_work(), news)
+                        let writes = session.wants_write(now, !gathering);
+                        (taken, writes, session.consumer.has_work(), news)
                     };
                     if let Some((_, bundles)) = self.attached.get().filter(|_| news) {
                         bundles.note();
@@ -415,8 +432,15 @@ impl Wake for StreamCell {
     }
 
     fn wake_by_ref(self: &Arc<StreamCell>) {
-        if !self.filled.load(Ordering::SeqCst) {
-            self.wake_writer();
+        if self.filled.load(Ordering::SeqCst) {
+            return;
+        }
+        let behind = self.behind.load(Ordering::SeqCst);
+        match self.gather.ring(self.clock.now(), behind) {
+            Ring::Look => self.wake_writer(),
+            // It isn't asked to look, only to wait for the time.
+            Ring::Later => self.writer.wake(),
+            Ring::Expected => {}
         }
     }
 }
@@ -429,13 +453,37 @@ fn millis(time: Duration) -> u64 {
 #[derive(Debug)]
 pub struct Outbound {
     cell: Arc<StreamCell>,
+    /// Until when changes are gathered, and the timer for it.
+    gathering: Option<(Duration, Pin<Box<Sleep>>)>,
     done: bool,
 }
 
 impl Outbound {
     /// The writing half of a stream.
     pub fn new(cell: Arc<StreamCell>) -> Outbound {
-        Outbound { cell, done: false }
+        Outbound { cell, gathering: None, done: false }
+    }
+
+    /// Lets the writer look once the time to gather changes is over.
+    fn poll_gathering(&mut self, cx: &mut Context<'_>) {
+        let Some(until) = self.cell.gather.until() else { return };
+        if self.gathering.as_ref().is_none_or(|(armed, _)| *armed != until) {
+            let wait = until.saturating_sub(self.cell.clock.now());
+            let sleep = match self.gathering.take() {
+                Some((_, mut sleep)) => {
+                    sleep.as_mut().reset(tokio::time::Instant::now() + wait);
+                    sleep
+                }
+                None => Box::pin(tokio::time::sleep(wait)),
+            };
+            self.gathering = Some((until, sleep));
+        }
+        if let Some((_, sleep)) = &mut self.gathering
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            self.cell.gather.over(self.cell.clock.now());
+            self.cell.asked.store(true, Ordering::SeqCst);
+        }
     }
 
     /// For a client, whose side ends without a status.
@@ -452,7 +500,12 @@ impl Stream for Outbound {
         if self.done {
             return Poll::Ready(None);
         }
-        match self.cell.poll_out(cx) {
+        // Registered first: changes that begin to be gathered after this look wake again.
+        self.cell.writer.register(cx.waker());
+        if self.cell.gather.is_gathering() {
+            self.poll_gathering(cx);
+        }
+        match self.cell.poll_out() {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(out)) => Poll::Ready(Some(Ok(out))),
             Poll::Ready(Err(end)) => {

@@ -43,6 +43,9 @@ pub(super) const OWNER_BY_NAME: &str = "owner-by-name";
 const INGRESS_PORT: u16 = 7444;
 /// Size that a service is filled up to, in encoded bytes.
 pub(super) const SERVICE_BYTES: usize = 480;
+/// Unanswered changes that a peer on v1alpha2 may have that is no Hamlet agent, as `spec.window` says.
+/// The lean consumers answer each change at once.
+pub(super) const WINDOW: usize = 64;
 
 /// The mesh of one of many consumers.
 pub(super) fn member(i: usize) -> String {
@@ -162,7 +165,7 @@ impl Agent {
                 version: spec.one_in_flight.then_some(Dialect::V1alpha1),
                 context: Secret::new(""),
                 extensions_required: false,
-                foreign_window: 1,
+                foreign_window: WINDOW,
                 paused: false,
                 import,
             };

@@ -157,6 +157,8 @@ impl Serving {
             System::Go => "go",
             System::Etcd => "etcd",
         };
+        // Who misbehaves is behind those who are measured on their processor.
+        let start = if behave == Behaviour::Good { End::start } else { End::start_behind };
         let behave = match behave {
             Behaviour::Good => "good",
             Behaviour::Stalled => "stalled",
@@ -171,7 +173,7 @@ impl Serving {
             format!("--behave={behave}"),
             LIFETIME.to_owned(),
         ];
-        let mut swarm = End::start("swarm", ground.folder(), Some(ground.cpus.load), &arguments)?;
+        let mut swarm = start("swarm", ground.folder(), Some(ground.cpus.load), &arguments)?;
         let joined = swarm.line()?;
         Ok((swarm, joined))
     }
