@@ -185,7 +185,7 @@ metrics! {
         source_withheld: By<SourceLabel>,
         /// Failed attempts to reach a peer since the last proven health.
         peer_attempts: By<PeerLabel>,
-        /// Connections with a peer that were closed because it sent too many streams or frames.
+        /// Connections with a peer that were closed because it sent too many streams or frames, or broke HTTP/2.
         peer_floods: By<PeerLabel>,
         /// Time since a peer's bundle endpoint last gave a good answer, in seconds; absent without one.
         peer_bundle_age_seconds: By<PeerLabel>,

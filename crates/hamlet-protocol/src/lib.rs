@@ -141,6 +141,7 @@
 //! - **The compiler.** Rust 1.95 or later. Raising it is no break, and is in the changelog.
 
 pub mod beat;
+pub mod breach;
 pub mod bundles;
 pub mod consumer;
 pub mod dial;

@@ -509,7 +509,8 @@ impl<J: LinkJudge> Link<J> {
         ((before as usize) < most).then_some(guard)
     }
 
-    /// Counts a connection that was closed for a flood of streams or frames (threat T14).
+    /// Counts a connection that was closed for a flood of streams or frames, or for a breach of HTTP/2
+    /// (threat T14).
     pub fn count_flood(&self) {
         self.floods.fetch_add(1, Ordering::Relaxed);
         self.bump();

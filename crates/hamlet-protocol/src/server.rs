@@ -33,6 +33,7 @@ use tokio_rustls::rustls::server::ClientHello;
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::breach::{Breaches, is_breach};
 use crate::dial::Life;
 use crate::dialect::v1alpha1::End;
 use crate::dialect::{Dialect, Incoming, Outgoing};
@@ -219,11 +220,11 @@ impl AgentServer {
             context.spawner.clone().spawn("agent/connection", async move {
                 // On the heap by itself: it is large, and gone once the connection is let in.
                 let serving = Box::pin(async {
-                    let letting_in = door.let_in(stream, place, config, &context);
+                    let letting_in = door.let_in(stream, remote, place, config, &context);
                     let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
                     match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
                         Ok(Entered::Peer(tls, proven)) => {
-                            serve(tls, proven, remote, limits, &context, shutdown)
+                            serve(tls, proven, remote, limits, &door, &context, shutdown)
                         }
                         Ok(Entered::Annex(tls, serve)) => {
                             shutdown.or_begun(serve(tls, remote)).await;
@@ -262,6 +263,7 @@ enum Entered {
 struct Door {
     annex: Option<Arc<dyn Annex>>,
     silent: SilentSockets,
+    breaches: Breaches,
     handshakes: Semaphore,
     waiting: Semaphore,
 }
@@ -271,6 +273,7 @@ impl Door {
         Door {
             annex,
             silent: SilentSockets::new(SILENT_SOCKETS, None),
+            breaches: Breaches::default(),
             handshakes: Semaphore::new(HANDSHAKES),
             waiting: Semaphore::new(HANDSHAKES_WAITING),
         }
@@ -280,6 +283,7 @@ impl Door {
     async fn let_in<J: LinkJudge>(
         &self,
         mut stream: TcpStream,
+        remote: SocketAddr,
         place: SilentPlace,
         config: Arc<ServerConfig>,
         context: &ServerContext<J>,
@@ -289,6 +293,10 @@ impl Door {
             return Err("the oldest socket without a ClientHello made room for another".to_owned());
         };
         let hello = hello.map_err(|e| e.to_string())?;
+        let wait = self.breaches.wait(remote.ip(), context.clock.now()).map_err(|e| e.to_string())?;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         let overloaded = |_| "too many handshakes at once".to_owned();
         let waiting = self.waiting.try_acquire().map_err(overloaded)?;
         let slot = self.handshakes.acquire().await.map_err(|_| "the agent is stopping".to_owned())?;
@@ -325,6 +333,7 @@ fn serve<J: LinkJudge>(
     proven: ProvenPeer,
     remote: SocketAddr,
     limits: ConnectionLimits,
+    door: &Arc<Door>,
     context: &ServerContext<J>,
     shutdown: Shutdown,
 ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
@@ -362,7 +371,7 @@ fn serve<J: LinkJudge>(
         .keep_alive_interval(transport::SERVER_PING)
         .keep_alive_timeout(transport::PING_TIMEOUT);
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(tls), service));
-    let (trust, clock) = (context.trust.clone(), context.clock.clone());
+    let (trust, clock, door) = (context.trust.clone(), context.clock.clone(), door.clone());
     let mut trust_changed = trust.changed();
     // Registered first, then checked again: trust may have shrunk since the handshake.
     if let Err(error) = hamlet_identity::proven_client(&trust, Some(&certificates), Role::Agent) {
@@ -391,9 +400,14 @@ fn serve<J: LinkJudge>(
                     biased;
                     outcome = &mut connection => {
                         if let Some(flood) = gauge.flood() {
+                            door.breaches.note(remote.ip(), clock.now());
                             link.count_flood();
                             tracing::warn!(%remote, peer = %certified, error = %flood, "closed a connection");
                         } else if let Err(error) = outcome {
+                            if is_breach(&error) {
+                                door.breaches.note(remote.ip(), clock.now());
+                                link.count_flood();
+                            }
                             tracing::debug!(%remote, error = %with_causes(&error), "a peer's connection broke");
                         }
                         break 'serving;
@@ -416,6 +430,7 @@ fn serve<J: LinkJudge>(
                 }
                 Rare::Removed => break 'serving,
                 Rare::Overdrawn => {
+                    door.breaches.note(remote.ip(), clock.now());
                     link.count_flood();
                     tracing::warn!(%remote, peer = %certified, "too many streams in a minute; closed the connection");
                     break 'serving;

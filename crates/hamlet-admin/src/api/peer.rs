@@ -589,7 +589,7 @@ pub struct PeerStatus {
     /// Failed attempts since the last proven health.
     #[serde(default)]
     pub attempts: u64,
-    /// Connections that were closed because the peer sent too many streams or frames.
+    /// Connections that were closed because the peer sent too many streams or frames, or broke HTTP/2.
     #[serde(default)]
     pub floods: u64,
     /// Time to the next attempt.

@@ -85,7 +85,7 @@ pub struct LinkStatus {
     pub violations: u64,
     /// Streams so far.
     pub streams: u64,
-    /// Connections closed for a flood of streams or frames.
+    /// Connections closed for a flood of streams or frames, or because HTTP/2 was broken.
     pub floods: u64,
     /// Attempts to dial since the last stream.
     pub attempts: u64,
