@@ -118,6 +118,10 @@ pub(crate) struct AnchorRules {
     pub(crate) not_after: Duration,
     /// It is a leaf that a fingerprint names: nothing stands below it.
     pinned: bool,
+    /// Whether its key usage allows it to sign revocation lists.
+    pub(crate) signs_lists: bool,
+    /// Its place in the bundle.
+    pub(crate) at: usize,
 }
 
 impl PartialEq for TrustBundle {
@@ -224,6 +228,12 @@ impl TrustBundle {
         both.map(|(parsed, rules)| (parsed.clone(), rules)).unzip()
     }
 
+    /// The CAs of that name (in DER, without the header).
+    pub(crate) fn named<'a>(&'a self, subject: &'a [u8]) -> impl Iterator<Item = &'a Anchor> {
+        let both = self.anchors.iter().zip(&self.parsed);
+        both.filter(move |(_, parsed)| parsed.subject.as_ref() == subject).map(|(anchor, _)| anchor)
+    }
+
     /// Whether this very certificate stands in the bundle as a leaf that proves itself.
     pub(crate) fn pins(&self, der: &CertificateDer<'_>) -> bool {
         self.anchors.iter().zip(&self.rules).any(|(anchor, rules)| rules.pinned && anchor.der == *der)
@@ -266,7 +276,8 @@ fn read_anchor(
         trust.name_constraints = split.rest.map(Der::from);
     }
     let (path_len, not_before, not_after) = (cert.path_len, cert.not_before, cert.not_after);
-    let rules = AnchorRules { uris, path_len, not_before, not_after, pinned };
+    let signs_lists = cert.key_usage.is_none_or(|bits| bits.crl_sign);
+    let rules = AnchorRules { uris, path_len, not_before, not_after, pinned, signs_lists, at: at - 1 };
     Ok((Anchor { der, subject, fingerprint, not_after }, trust, rules))
 }
 

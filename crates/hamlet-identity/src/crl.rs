@@ -2,7 +2,7 @@
 //!
 //! Reads them and says when they end; whether one is genuine (its CA's signature, its CA's right to
 //! sign lists) and what it revokes is judged with each chain, by [`crate::verify`]. Nothing is
-//! fetched. Invariant: a peer with lists is never judged without them.
+//! fetched; what comes over the Workload API is read in [`crate::workload`]. Invariant: a peer with lists is never judged without them.
 
 use std::time::Duration;
 
@@ -166,7 +166,8 @@ impl RevocationLists {
     }
 }
 
-fn describe(der: &[u8]) -> Result<ListedCrl, String> {
+/// What a list says of itself.
+pub(crate) fn describe(der: &[u8]) -> Result<ListedCrl, String> {
     let unreadable = || "it can't be read".to_owned();
     let (rest, list) = CertificateRevocationList::from_der(der).map_err(|_| unreadable())?;
     if !rest.is_empty() {

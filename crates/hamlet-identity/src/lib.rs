@@ -55,7 +55,7 @@ pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity, ProviderError};
 pub use minter::{CurrentCa, MINTED_MAX, SniMinter};
-pub use refused::VerifyError;
+pub use refused::{ListsFrom, VerifyError};
 pub use silent::{SILENT_PER_PREFIX, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace, SilentSockets};
 pub use spiffe::{
     ADDITIONS_WAIT_MIN, Authorities, BUNDLE_BYTES_MAX, BUNDLE_KEYS_MAX, BundleChange, BundleRefusal, Channel,
@@ -76,4 +76,4 @@ pub use verify::{
     verify_peer_chain,
 };
 pub use watch::IdentityWatch;
-pub use workload::{SvidChoice, WorkloadApi};
+pub use workload::{GIVEN_CRLS_BYTES_MAX, GIVEN_CRLS_MAX, GivenLists, SvidChoice, WorkloadApi};

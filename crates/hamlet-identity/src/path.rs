@@ -1,22 +1,23 @@
 //! The way from a leaf to an anchor of one peer's bundle. *Hardened to untrusted network.*
 //!
 //! The path library finds it and checks signatures, validity, CA bits, path lengths below an anchor,
-//! constraints on DNS names and revocation. What it doesn't know is checked here on every way that
-//! it finds, before it takes that way: who may issue, constraints on URIs, an anchor's own path
-//! length. Only [`crate::verify`] calls this. Invariant: a way with one breach is no way.
+//! constraints on DNS names and the revocation lists of a file. What it doesn't know is checked here
+//! on every way that it finds, before it takes that way: who may issue, constraints on URIs, an
+//! anchor's own path length, revocation lists that came over the Workload API. Only [`crate::verify`] calls this. Invariant: a way with one breach is no way.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use webpki::{Cert, EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::bundle::AnchorRules;
 use crate::inspect::{Inspected, inspect};
-use crate::refused::VerifyError;
+use crate::refused::{ListsFrom, VerifyError};
 use crate::tls::provider;
 use crate::trust::{PeerTrust, ProvenId};
 use crate::verify::{NOT_BEFORE_SKEW, Usage};
+use crate::workload::{GivenRefusal, Link};
 
 /// One chain and whose it claims to be.
 struct Walk<'a> {
@@ -25,6 +26,7 @@ struct Walk<'a> {
     leaf: &'a Inspected,
     anchors: &'a [TrustAnchor<'a>],
     rules: &'a [&'a AnchorRules],
+    now: Duration,
 }
 
 /// Finds a way for `chain` (leaf first; `leaf` is what it says) to a CA of this peer's bundle that
@@ -41,9 +43,9 @@ pub(crate) fn check(
     if anchors.is_empty() {
         return Err(VerifyError::BundleExpired { peer: peer.peer.clone(), id: id.clone() });
     }
-    let walk = Walk { peer, id, leaf, anchors: &anchors, rules: &rules };
+    let walk = Walk { peer, id, leaf, anchors: &anchors, rules: &rules, now };
     let (first, above) = chain.split_first().ok_or(VerifyError::NoCertificate)?;
-    let failed = |error: webpki::Error| walk.error(now, above, error);
+    let failed = |error: webpki::Error| walk.error(above, error);
     let cert = EndEntityCert::try_from(first).map_err(failed)?;
     let algorithms = provider().signature_verification_algorithms.all;
     let purpose = match usage {
@@ -106,7 +108,7 @@ pub(crate) fn check_pinned(
     }
     if peer.revoked.is_some() {
         let reason = "it stands for itself, so no CA can revoke it".to_owned();
-        return Err(VerifyError::Revocation { peer: peer_name, id, reason });
+        return Err(VerifyError::Revocation { peer: peer_name, id, reason, from: ListsFrom::File });
     }
     Ok(leaf.not_after)
 }
@@ -120,12 +122,16 @@ impl Walk<'_> {
         let mut end = rules.not_after;
         let mut uris: Vec<String> = self.leaf.uris.clone();
         let mut issuers = 0;
+        // Whether each CA above may sign lists, from the leaf's issuer up.
+        let mut sign_lists = Vec::new();
         for (index, issuer) in path.intermediate_certificates().enumerate() {
             let issuer = self.issuer(index + 2, &issuer.der())?;
             end = end.min(issuer.not_after);
             uris.extend(issuer.uris);
+            sign_lists.push(issuer.key_usage.is_none_or(|bits| bits.crl_sign));
             issuers += 1;
         }
+        sign_lists.push(rules.signs_lists);
         if rules.path_len.is_some_and(|most| issuers > most) {
             let most = rules.path_len.unwrap_or_default();
             let reason = format!("its CA allows {most} intermediates, and there are {issuers}");
@@ -138,7 +144,44 @@ impl Walk<'_> {
                 reason,
             })?;
         }
+        self.judge_given(path, rules, &sign_lists)?;
         Ok(end)
+    }
+
+    /// Holds each certificate of the way against the lists that its issuer signed, of those that came
+    /// over the Workload API.
+    fn judge_given(
+        &self,
+        path: &VerifiedPath<'_>,
+        rules: &AnchorRules,
+        sign_lists: &[bool],
+    ) -> Result<(), VerifyError> {
+        let Some(lists) = &self.peer.given_lists else { return Ok(()) };
+        let untrusted = || VerifyError::UntrustedIssuer { peer: self.peer.peer.clone(), id: self.id.clone() };
+        let anchor = self.peer.bundle.anchors().get(rules.at).ok_or_else(untrusted)?;
+        let leaf: &Cert<'_> = path.end_entity();
+        let below = std::iter::once(leaf).chain(path.intermediate_certificates());
+        let issuers = path.intermediate_certificates().map(Cert::der).chain([anchor.der.clone()]);
+        for ((cert, issuer), signs_lists) in below.zip(issuers).zip(sign_lists) {
+            let (issuer_name, serial, signs_lists) = (cert.issuer(), cert.serial(), *signs_lists);
+            let link = Link { issuer_name, serial, issuer, signs_lists };
+            lists.judge(&link, self.now).map_err(|refusal| self.given_refusal(refusal))?;
+        }
+        Ok(())
+    }
+
+    fn given_refusal(&self, refusal: GivenRefusal) -> VerifyError {
+        let (peer, id, from) = (self.peer.peer.clone(), self.id.clone(), ListsFrom::WorkloadApi);
+        let reason = match refusal {
+            GivenRefusal::Revoked => return VerifyError::Revoked { peer, id },
+            GivenRefusal::Outdated(since) => {
+                format!("the list of its CA is outdated since {}", crate::refused::time_text(&since))
+            }
+            GivenRefusal::NotEntitled => {
+                "the key usage of its CA doesn't allow the list that it signed (cRLSign)".to_owned()
+            }
+        };
+        VerifyError::Revocation { peer, id, reason, from }
     }
 
     /// One issuer above the leaf, `at` counted from one.
@@ -175,8 +218,8 @@ impl Walk<'_> {
     }
 
     /// The library's error as a rule of ours.
-    fn error(&self, now: Duration, above: &[CertificateDer<'_>], error: webpki::Error) -> VerifyError {
-        let (peer, id) = (self.peer.peer.clone(), self.id.clone());
+    fn error(&self, above: &[CertificateDer<'_>], error: webpki::Error) -> VerifyError {
+        let (peer, id, now, from) = (self.peer.peer.clone(), self.id.clone(), self.now, ListsFrom::File);
         let seconds = |t: UnixTime| Duration::from_secs(t.as_secs());
         match error {
             webpki::Error::CertExpired { not_after, .. } => {
@@ -201,16 +244,16 @@ impl Walk<'_> {
             webpki::Error::CertRevoked => VerifyError::Revoked { peer, id },
             webpki::Error::UnknownRevocationStatus => {
                 let reason = "no list of its CA is there".to_owned();
-                VerifyError::Revocation { peer, id, reason }
+                VerifyError::Revocation { peer, id, reason, from }
             }
             webpki::Error::CrlExpired { next_update, .. } => {
                 let ended = crate::refused::time_text(&seconds(next_update));
                 let reason = format!("the list of its CA is outdated since {ended}");
-                VerifyError::Revocation { peer, id, reason }
+                VerifyError::Revocation { peer, id, reason, from }
             }
             webpki::Error::InvalidCrlSignatureForPublicKey | webpki::Error::IssuerNotCrlSigner => {
                 let reason = "the list of its CA wasn't signed by that CA".to_owned();
-                VerifyError::Revocation { peer, id, reason }
+                VerifyError::Revocation { peer, id, reason, from }
             }
             other => VerifyError::Path { peer, id, reason: other.to_string() },
         }

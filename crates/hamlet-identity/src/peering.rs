@@ -98,6 +98,7 @@ pub fn proven_by(
         gateway_ids: vec![],
         foreign: None,
         revoked: None,
+        given_lists: None,
     }])?;
     // Roots are sent along here; a path doesn't need them.
     let roots = claim.bundle.fingerprints();

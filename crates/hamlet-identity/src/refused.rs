@@ -120,12 +120,29 @@ pub enum VerifyError {
     )]
     Revoked { peer: PeerName, id: ProvenId },
     #[error(
-        "whether the certificate of {id} (peer {peer}) is revoked can't be told: {reason}; put the CA's current \
-         revocation list into the peer's `crl` file"
+        "whether the certificate of {id} (peer {peer}) is revoked can't be told: {reason}; {}", .from.remedy()
     )]
-    Revocation { peer: PeerName, id: ProvenId, reason: String },
+    Revocation { peer: PeerName, id: ProvenId, reason: String, from: ListsFrom },
     #[error("{id} is not a name that the offer of peer {peer} allows: {}; the owner must correct its gateway or its offer", list_text(.expected))]
     NotOffered { peer: PeerName, id: SpiffeId, expected: Vec<SpiffeId> },
+}
+
+/// Where revocation lists came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListsFrom {
+    /// The peer's `crl` file.
+    File,
+    /// The Workload API.
+    WorkloadApi,
+}
+
+impl ListsFrom {
+    fn remedy(self) -> &'static str {
+        match self {
+            ListsFrom::File => "put the CA's current revocation list into the peer's `crl` file",
+            ListsFrom::WorkloadApi => "renew the list where the Workload API has it from",
+        }
+    }
 }
 
 impl VerifyError {

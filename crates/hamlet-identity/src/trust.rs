@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::bundle::TrustBundle;
 use crate::crl::RevocationLists;
 use crate::failures::RecentFailures;
+use crate::workload::GivenLists;
 
 /// Which of a mesh's two workloads a certificate speaks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +72,8 @@ pub struct PeerTrust {
     pub foreign: Option<ForeignIdentity>,
     /// What it has revoked; every chain of this peer is checked against it.
     pub revoked: Option<Arc<RevocationLists>>,
+    /// The lists that came over the Workload API, which every chain is checked against as well.
+    pub given_lists: Option<Arc<GivenLists>>,
 }
 
 impl PeerTrust {
@@ -82,7 +85,16 @@ impl PeerTrust {
         gateway_ids: Vec<SpiffeId>,
     ) -> PeerTrust {
         let trust_domain = bundle.trust_domain().clone();
-        PeerTrust { peer, trust_domain, bundle, agent_ids, gateway_ids, foreign: None, revoked: None }
+        PeerTrust {
+            peer,
+            trust_domain,
+            bundle,
+            agent_ids,
+            gateway_ids,
+            foreign: None,
+            revoked: None,
+            given_lists: None,
+        }
     }
 
     /// The ids configured for `role`.

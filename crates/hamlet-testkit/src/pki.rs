@@ -11,9 +11,9 @@ use hamlet_core::{PeerName, SpiffeId, TrustDomain};
 use hamlet_identity::{LocalIdentity, PeerTrust, TrustBundle, TrustTable};
 use hamlet_runtime::{Clock, SystemClock};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CustomExtension, DistinguishedName,
-    DnType, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, NameConstraints, PublicKeyData,
-    RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams,
+    CustomExtension, DistinguishedName, DnType, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair,
+    NameConstraints, PublicKeyData, RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
 };
 pub use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use rustls_pki_types::pem::PemObject;
@@ -229,6 +229,15 @@ impl TestCa {
 
     /// A revocation list of this CA in PEM, good for `seconds` from now (negative: outdated since).
     pub fn crl(&self, revoked: &[&TestLeaf], seconds: i64) -> String {
+        self.list(revoked, seconds.min(0) - DAY, seconds).pem().expect("PEM")
+    }
+
+    /// The same in DER, made at `from` and good until `until`, in seconds from now.
+    pub fn crl_der(&self, revoked: &[&TestLeaf], from: i64, until: i64) -> Vec<u8> {
+        self.list(revoked, from, until).der().to_vec()
+    }
+
+    fn list(&self, revoked: &[&TestLeaf], from: i64, until: i64) -> CertificateRevocationList {
         let at = |offset: i64| {
             let seconds = i64::try_from(self.now.as_secs()).expect("a time of today") + offset;
             OffsetDateTime::from_unix_timestamp(seconds).expect("a time that can be written")
@@ -240,14 +249,14 @@ impl TestCa {
             invalidity_date: None,
         };
         let params = CertificateRevocationListParams {
-            this_update: at(seconds.min(0) - DAY),
-            next_update: at(seconds),
+            this_update: at(from),
+            next_update: at(until),
             crl_number: SerialNumber::from(1u64),
             issuing_distribution_point: None,
             revoked_certs: revoked.iter().map(entry).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        params.signed_by(&self.issuer).expect("a list").pem().expect("PEM")
+        params.signed_by(&self.issuer).expect("a list")
     }
 
     /// A good leaf for the agent.

@@ -60,8 +60,9 @@ const HARDSHIP: &str = "hamlet-hardship";
 
 /// Third-party crates with one home, or a few that are named.
 const HOMES: &[(&str, &[&str])] = &[
-    ("tonic", &["hamlet-protocol", HARDSHIP]),
-    ("prost", &["hamlet-protocol", "hamlet-conformance", HARDSHIP, FUZZ]),
+    // Identity for the one call of the Workload API.
+    ("tonic", &["hamlet-protocol", "hamlet-identity", HARDSHIP]),
+    ("prost", &["hamlet-protocol", "hamlet-identity", "hamlet-conformance", HARDSHIP, FUZZ]),
     ("prost-build", &["hamlet-protocol"]),
     ("protox", &["hamlet-protocol"]),
     ("kube", &["hamlet-adapters"]),

@@ -112,6 +112,10 @@ pub struct WorkloadApiStatus {
     pub ids: Vec<String>,
     /// How many bundles it gave last, that of our own trust domain among them.
     pub bundles: u64,
+    /// How many revocation lists of their CAs are in force.
+    pub lists: u64,
+    /// Which revocation lists can't be used and why, and what to do; those before them stay in force.
+    pub lists_error: Option<String>,
     /// Why nothing new comes, and what to do; what it gave last stays in force.
     pub error: Option<String>,
 }
@@ -316,6 +320,9 @@ impl AgentStatus {
         }
         if let Some(message) = self.authority.as_ref().and_then(AuthorityStatus::problem) {
             add("authority".into(), message);
+        }
+        if let Some(message) = self.workload_api.as_ref().and_then(|api| api.lists_error.clone()) {
+            add("identity/workload-api".into(), message);
         }
         for identity in &self.identities {
             if let Some(message) = identity.problem() {

@@ -78,6 +78,7 @@ impl Fixture {
                 gateway_ids: vec![domain().id("hamlet/gateway").unwrap()],
                 foreign: None,
                 revoked: None,
+                given_lists: None,
             }])
             .unwrap();
         let mut proven = Vec::new();

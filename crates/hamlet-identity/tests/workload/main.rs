@@ -2,6 +2,9 @@
 //! and bundles are taken, followed, dropped when they are absent, and kept when the server is lost.
 
 mod api;
+#[path = "../forge/mod.rs"]
+mod forge;
+mod lists;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hamlet_core::PeerName;
-use hamlet_identity::{CRL_BYTES_MAX, PeerTrust, RevocationLists, TrustBundle, TrustTable};
+use hamlet_identity::{CRL_BYTES_MAX, GivenLists, PeerTrust, RevocationLists, TrustBundle, TrustTable};
 use hamlet_peering::Ledger;
 use hamlet_protocol::dial::Dialler;
 use hamlet_protocol::dialect::{Dialect, Secret};
@@ -43,7 +43,7 @@ pub(super) fn trust_of(
             distrusted.insert(peer.name.clone(), format!("the context value can't be read: {error}"));
         }
         let bundle = bundles.of(peer, ledger.peers.get(&peer.name));
-        match bundle.and_then(|bundle| trusted(peer, bundle)) {
+        match bundle.and_then(|bundle| trusted(peer, bundle, bundles.given_lists(peer))) {
             Ok(trust) => peers.push(trust),
             Err(why) => {
                 tracing::error!(peer = %peer.name, %why, "this peer is not trusted");
@@ -58,11 +58,16 @@ pub(super) fn trust_of(
     distrusted
 }
 
-/// What proves a peer: this bundle, and what its files say. A list of revoked certificates that
-/// can't be read leaves the peer without trust: nobody knows whom it would revoke.
-pub(crate) fn trusted(peer: &PeerConfig, bundle: TrustBundle) -> Result<PeerTrust, String> {
+/// What proves a peer: this bundle, the lists that came with it, and what its files say. A file of
+/// revocation lists that can't be read leaves the peer without trust: nobody knows whom it would revoke.
+pub(crate) fn trusted(
+    peer: &PeerConfig,
+    bundle: TrustBundle,
+    given: Option<Arc<GivenLists>>,
+) -> Result<PeerTrust, String> {
     let (agents, gateways) = (peer.agent_ids.clone(), peer.gateway_ids.clone());
     let mut trust = PeerTrust::new(peer.name.clone(), Arc::new(bundle), agents, gateways);
+    trust.given_lists = given;
     trust.foreign.clone_from(&peer.identity);
     trust.revoked = peer.crl.as_ref().map(revoked).transpose()?.map(Arc::new);
     Ok(trust)

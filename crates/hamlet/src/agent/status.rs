@@ -15,7 +15,7 @@ use hamlet_admin::source::{BoxFuture, StateSource};
 use hamlet_core::rejection::one_line;
 use hamlet_core::{ImportedService, LocalService, PeerName};
 use hamlet_gateway::{EgressState, EgressStatus};
-use hamlet_identity::{Lenience, RevocationLists};
+use hamlet_identity::{Lenience, ListedCrl, PeerTrust};
 use hamlet_protocol::link::{Connection, LinkStatus};
 use hamlet_runtime::{Shutdown, TaskState};
 use tokio::sync::watch;
@@ -266,7 +266,7 @@ impl StateSource for Agent {
                 bundle.ours = self.ours_at(&l.peer);
             }
             peer.trust_domain.clone_from(&domain);
-            peer.crl = self.trust.peer(&l.peer).and_then(|t| t.revoked.clone()).map(|r| crl_status(&r, wall));
+            peer.crl = self.trust.peer(&l.peer).and_then(|trust| crl_status(&trust, wall));
             peer.auth_failures = named
                 .take(AUTH_FAILURES_SHOWN)
                 .map(|f| Event { message: one_line(&f.text, 512), age_ms: ms(wall.saturating_sub(f.at)) })
@@ -401,14 +401,24 @@ impl StateSource for Agent {
     }
 }
 
-fn crl_status(lists: &RevocationLists, wall: Duration) -> CrlStatus {
-    let ends = lists.earliest_next_update();
+/// The lists of its file, and those that came with its bundle.
+fn crl_status(trust: &PeerTrust, wall: Duration) -> Option<CrlStatus> {
+    let file = trust.revoked.iter().flat_map(|lists| {
+        let stale = lists.policy().stale;
+        lists.listed().iter().map(move |list| (list, stale))
+    });
+    let given = trust.given_lists.iter().flat_map(|lists| {
+        let stale = lists.stale();
+        lists.listed().into_iter().map(move |list| (list, stale))
+    });
+    let all: Vec<(&ListedCrl, Lenience)> = file.chain(given).collect();
+    let ends = all.iter().map(|(list, _)| list.next_update).min()?;
     let outdated = ends < wall;
-    CrlStatus {
-        lists: lists.listed().len() as u64,
-        revoked: lists.listed().iter().map(|l| l.revoked as u64).sum(),
+    Some(CrlStatus {
+        lists: all.len() as u64,
+        revoked: all.iter().map(|(list, _)| list.revoked as u64).sum(),
         good_ms: (!outdated).then(|| ms(ends.saturating_sub(wall))),
         outdated_ms: outdated.then(|| ms(wall.saturating_sub(ends))),
-        refuses: outdated && lists.policy().stale == Lenience::Refuse,
-    }
+        refuses: all.iter().any(|(list, stale)| list.next_update < wall && *stale == Lenience::Refuse),
+    })
 }

@@ -1,7 +1,7 @@
 //! The Workload API in the agent: opened before anything else, and followed for as long as the agent
 //! runs.
 //!
-//! What it gives is used by [`super::identity`] and [`super::bundles`]. Invariants: nothing waits for
+//! What it gives is used by [`super::identity`], [`super::bundles`] and [`super::peers`]. Invariants: nothing waits for
 //! it longer than [`FIRST_WAIT`], and what it said last stays in force while it is away: certificates
 //! until they expire, bundles until it says otherwise.
 
@@ -69,6 +69,8 @@ impl Agent {
             socket: api.endpoint().to_owned(),
             ids: api.ids().iter().map(ToString::to_string).collect(),
             bundles: api.bundles() as u64,
+            lists: api.lists_in_force() as u64,
+            lists_error: api.lists_problem(),
             error: api.problem(),
         })
     }

@@ -22,7 +22,7 @@ use hamlet_core::{
 };
 use hamlet_identity::authority::plan::Lives;
 use hamlet_identity::authority::state::LeafRole;
-use hamlet_identity::{AuthoritySettings, ForeignIdentity, LeafSpec, RevocationPolicy, SvidChoice};
+use hamlet_identity::{AuthoritySettings, ForeignIdentity, LeafSpec, Lenience, RevocationPolicy, SvidChoice};
 use hamlet_protocol::frames::FrameLimits;
 use hamlet_protocol::limits::ConnectionLimits;
 use hamlet_runtime::Clock;
@@ -337,6 +337,8 @@ pub struct PeerConfig {
     pub identity: Option<ForeignIdentity>,
     /// What its CAs have revoked.
     pub crl: Option<CrlFile>,
+    /// What an outdated list from our Workload API means.
+    pub crl_stale: Lenience,
     /// Whether we publish to it.
     pub publish: bool,
     /// Whether we import from it.

@@ -489,6 +489,8 @@ pub(super) struct Peer {
     pub(super) fingerprints: Vec<At<CertFingerprint>>,
     /// Whether `dns` and `fingerprint` are written at all, right or wrong.
     pub(super) foreign_written: [bool; 2],
+    /// Where `crl` stands without a `file`, if it does.
+    pub(super) crl_fileless: Option<Mark>,
     pub(super) crl: Option<At<PathBuf>>,
     pub(super) crl_stale: Option<Lenience>,
     pub(super) crl_unlisted: Option<Lenience>,
@@ -537,6 +539,7 @@ impl Peer {
             dns: identity.list("dns"),
             fingerprints: identity.list("fingerprint"),
             foreign_written: ["dns", "fingerprint"].map(|key| identity.written(key).is_some()),
+            crl_fileless: spec.written("crl").filter(|_| crl.written("file").is_none()),
             crl: crl.get("file"),
             crl_stale: crl.value("stale"),
             crl_unlisted: crl.value("unlisted"),

@@ -87,6 +87,9 @@ async fn workload_api(
             Finding::fail(ABOUT, format!("it gives no bundle of {domain}"), remedy)
         }
     });
+    if let Some(problem) = api.lists_problem() {
+        findings.push(Finding::of_error(ABOUT, problem));
+    }
     let one = |role: &str, choice: &SvidChoice, findings: &mut Vec<Finding>| {
         let about = format!("identity/{role}");
         let given = LocalIdentity::from_provider(api.provider(choice.clone()), look.clock.clone());

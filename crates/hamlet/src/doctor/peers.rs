@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use hamlet_identity::{
-    Authorities, Expect, Lenience, LocalIdentity, PeerTrust, Role, TrustBundle, TrustTable, Validity,
-    agent_client_config, peer_server_name, proven_server, refusal_in,
+    Authorities, Expect, GivenLists, Lenience, ListedCrl, LocalIdentity, PeerTrust, Role, TrustBundle,
+    TrustTable, Validity, agent_client_config, peer_server_name, proven_server, refusal_in,
 };
 use hamlet_protocol::transport::HTTP2_OPENING;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::identity::Own;
 use super::{AT_ONCE, Examination, Finding, age, of_expiry};
-use crate::agent::bundles::{federated, read_bundle};
+use crate::agent::bundles::{federated, given_lists, read_bundle};
 use crate::agent::peers::{revoked, trusted};
 use crate::config::{CrlFile, PeerAddress, PeerConfig};
 
@@ -31,8 +31,10 @@ pub(super) async fn all(look: &Examination<'_>, own: &Own) -> Vec<Finding> {
 async fn one(look: &Examination<'_>, peer: &PeerConfig, own: &Own) -> Vec<Finding> {
     let about = format!("peer/{}", peer.name);
     let mut findings = vec![];
-    let believed = bundle(look, peer, own, &mut findings).map(|bundle| trusted(peer, bundle));
+    let given = own.workload_api.as_ref().and_then(|api| given_lists(api, peer));
+    let believed = bundle(look, peer, own, &mut findings).map(|bundle| trusted(peer, bundle, given.clone()));
     findings.extend(peer.crl.as_ref().map(|crl| revocation(look, peer, crl)));
+    findings.extend(given.and_then(|lists| given_revocation(look, peer, &lists)));
     if let Some(Err(error)) = peer.context.as_ref().map(|file| file.read()) {
         findings.push(Finding::of_error(&about, error));
     }
@@ -142,16 +144,38 @@ fn revocation(look: &Examination<'_>, peer: &PeerConfig, crl: &CrlFile) -> Findi
         Ok(lists) => lists,
         Err(why) => return Finding::fail(about, why, "until then nothing of this peer is believed"),
     };
-    let (wall, ends) = (look.clock.wall(), lists.earliest_next_update());
-    let count: usize = lists.listed().iter().map(|list| list.revoked).sum();
+    let remedy = format!("put the current lists of {}'s CAs into {path}", peer.name);
+    let listed: Vec<&ListedCrl> = lists.listed().iter().collect();
+    good_for(look, about, &listed, &path.to_string(), crl.policy.stale, remedy)
+}
+
+/// The lists that our Workload API gives of its CAs, if there are any: how long they are good.
+fn given_revocation(look: &Examination<'_>, peer: &PeerConfig, lists: &GivenLists) -> Option<Finding> {
+    let listed = lists.listed();
+    let remedy = "renew the list where the Workload API has it from".to_owned();
+    let about = format!("crl/{}", peer.name);
+    (!listed.is_empty())
+        .then(|| good_for(look, about, &listed, "from the Workload API", lists.stale(), remedy))
+}
+
+/// How long lists are good; `of` says where they are from.
+fn good_for(
+    look: &Examination<'_>,
+    about: String,
+    listed: &[&ListedCrl],
+    of: &str,
+    stale: Lenience,
+    remedy: String,
+) -> Finding {
+    let (wall, ends) = (look.clock.wall(), listed.iter().map(|list| list.next_update).min());
+    let ends = ends.unwrap_or_default();
+    let count: usize = listed.iter().map(|list| list.revoked).sum();
     if ends >= wall {
-        let left = age(ends.saturating_sub(wall));
-        let n = lists.listed().len();
+        let (left, n) = (age(ends.saturating_sub(wall)), listed.len());
         return Finding::pass(about, format!("lists: {n}, revoked: {count}, good for {left}"));
     }
-    let found = format!("{path}: outdated for {}", age(wall.saturating_sub(ends)));
-    let remedy = format!("put the current lists of {}'s CAs into {path}", peer.name);
-    match crl.policy.stale {
+    let found = format!("{of}: outdated for {}", age(wall.saturating_sub(ends)));
+    match stale {
         Lenience::Refuse => Finding::fail(about, format!("{found}: nobody is believed on it"), remedy),
         Lenience::Accept => Finding::warn(about, found, remedy),
     }

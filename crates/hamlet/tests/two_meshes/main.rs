@@ -17,6 +17,7 @@ mod crashes;
 mod damage;
 mod edits;
 mod life;
+mod lists;
 mod liveness;
 mod mesh;
 mod names;

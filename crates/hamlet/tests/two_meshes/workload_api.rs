@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use hamlet::config::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
-use hamlet_testkit::pki::{DAY, LeafSpec, TestCa};
+use hamlet_testkit::pki::{DAY, LeafSpec, TestCa, TestLeaf};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tonic::Status;
@@ -18,15 +18,15 @@ use crate::wait::{until, until_true};
 use crate::workload::Workload;
 
 /// A Workload API beside a mesh.
-struct Spire {
+pub(crate) struct Spire {
     runtime: Runtime,
     socket: PathBuf,
     domain: &'static str,
-    ca: TestCa,
+    pub(crate) ca: TestCa,
 }
 
 impl Spire {
-    fn beside(mesh: &Mesh) -> Spire {
+    pub(crate) fn beside(mesh: &Mesh) -> Spire {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         Spire {
             runtime: runtime.unwrap(),
@@ -37,7 +37,7 @@ impl Spire {
     }
 
     /// Has the mesh take everything from here; `choice` says which identities.
-    fn identify(&self, mesh: &Mesh, choice: &str, more: &str) {
+    pub(crate) fn identify(&self, mesh: &Mesh, choice: &str, more: &str) {
         let text = texts::mesh(mesh, more);
         let authority = "    authority: {folder: identity}\n";
         assert!(text.contains(authority), "{text}");
@@ -45,21 +45,27 @@ impl Spire {
         mesh.write("mesh.yaml", &text.replace(authority, &api));
     }
 
-    fn serve(&self, word: Result<SvidResponse, Status>) -> Server {
+    pub(crate) fn serve(&self, word: Result<SvidResponse, Status>) -> Server {
         let _inside = self.runtime.enter();
         Server::start(&self.socket, word)
     }
 
     /// One identity that `ca` issues, for so many days. Its key is put where canaries are found.
     fn svid(&self, mesh: &Mesh, ca: &TestCa, path: &str, days: i64) -> Svid {
-        let id = format!("spiffe://{}/{path}", self.domain);
-        let leaf = ca.leaf(LeafSpec { not_after: days * DAY, ..LeafSpec::of(&id) });
-        mesh.write(&format!("canaries/{}-{days}.key", path.replace('/', "-")), &leaf.key_pem);
+        let (leaf, id) = self.leaf(mesh, ca, path, days);
         Svid { bundle: self.ca.root().to_vec(), ..Svid::of(&id, &leaf, ca) }
     }
 
+    /// Its certificate and id.
+    pub(crate) fn leaf(&self, mesh: &Mesh, ca: &TestCa, path: &str, days: i64) -> (TestLeaf, String) {
+        let id = format!("spiffe://{}/{path}", self.domain);
+        let leaf = ca.leaf(LeafSpec { not_after: days * DAY, ..LeafSpec::of(&id) });
+        mesh.write(&format!("canaries/{}-{days}.key", path.replace('/', "-")), &leaf.key_pem);
+        (leaf, id)
+    }
+
     /// The agent's and the gateway's identity, and the bundle of `peer`.
-    fn both(&self, mesh: &Mesh, days: i64, peer: Option<&Mesh>) -> SvidResponse {
+    pub(crate) fn both(&self, mesh: &Mesh, days: i64, peer: Option<&Mesh>) -> SvidResponse {
         let paths = [AGENT_ID_PATH, GATEWAY_ID_PATH];
         let federated = peer.map(|p| (format!("spiffe://{}", p.domain), der_of(&p.bundle())));
         SvidResponse {
@@ -89,7 +95,7 @@ fn scene(more: &str) -> (Two, Spire) {
 }
 
 /// Has the mesh believe the peer by what its Workload API says.
-fn federate(mesh: &Mesh, peer: &Mesh) {
+pub(crate) fn federate(mesh: &Mesh, peer: &Mesh) {
     let file = format!("trust: {{bundle: peers/{}-ca.pem}}", peer.name);
     let text = texts::peer(peer, "");
     assert!(text.contains(&file), "{text}");
@@ -107,7 +113,7 @@ fn metric(mesh: &Mesh, name: &str) -> Option<String> {
     line.rsplit(' ').next().map(|v| v.trim_end_matches(".0").to_owned())
 }
 
-fn problems(mesh: &Mesh) -> String {
+pub(crate) fn problems(mesh: &Mesh) -> String {
     mesh.json(&["status"])["problems"].to_string()
 }
 

@@ -19,8 +19,8 @@ use hamlet_admin::api::{AnchorStatus, AnnouncedStatus, BundleSet, BundleSetError
 use hamlet_core::PeerName;
 use hamlet_core::rejection::one_line;
 use hamlet_identity::{
-    Authorities, BUNDLE_BYTES_MAX, BundleChange, BundleError, Channel, ForeignIdentity, HeldBundle,
-    SpiffeBundle, TrustBundle, WorkloadApi,
+    Authorities, BUNDLE_BYTES_MAX, BundleChange, BundleError, Channel, ForeignIdentity, GivenLists,
+    HeldBundle, SpiffeBundle, TrustBundle, WorkloadApi,
 };
 use hamlet_peering::MadePeer;
 use hamlet_runtime::Shutdown;
@@ -148,6 +148,11 @@ fn certificates(authorities: &Authorities) -> Result<TrustBundle, String> {
     }
 }
 
+/// The revocation lists that our Workload API gives for a peer whose bundle comes from there.
+pub(crate) fn given_lists(api: &WorkloadApi, peer: &PeerConfig) -> Option<Arc<GivenLists>> {
+    api.lists(&peer.trust_domain, peer.crl_stale).filter(|_| peer.workload_api)
+}
+
 /// What a Workload API says is the peer's bundle. Nothing is kept of it: what it leaves out is gone.
 pub(crate) fn federated(api: &WorkloadApi, peer: &PeerConfig) -> Result<TrustBundle, String> {
     let domain = &peer.trust_domain;
@@ -168,6 +173,11 @@ impl PeerBundles {
     /// Nothing is followed yet; a Workload API says what some peers' bundles are.
     pub(super) fn with(workload_api: Option<Arc<WorkloadApi>>) -> PeerBundles {
         PeerBundles { workload_api, ..PeerBundles::default() }
+    }
+
+    /// The revocation lists that came with the peer's bundle over our Workload API.
+    pub(super) fn given_lists(&self, peer: &PeerConfig) -> Option<Arc<GivenLists>> {
+        given_lists(self.workload_api.as_ref()?, peer)
     }
 
     /// What proves the peer now: what our Workload API says, or what came with its token or is in its

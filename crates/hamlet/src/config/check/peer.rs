@@ -51,6 +51,7 @@ impl Check<'_> {
             self.peer_endpoint(raw, &domains);
             self.peer_follow(raw);
             self.peer_workload_api(raw, mesh);
+            self.peer_crl(raw);
             if let (Some(name), Some(mesh)) = (&raw.meta.name, mesh)
                 && name.value.eq_ignore_ascii_case(mesh.name.as_str())
             {
@@ -192,6 +193,16 @@ impl Check<'_> {
         }
     }
 
+    /// Lists come from a file, or with the bundle from our Workload API.
+    fn peer_crl(&mut self, raw: &Peer) {
+        let Some(mark) = raw.crl_fileless else { return };
+        if raw.workload_api.as_ref().is_none_or(|at| !at.value) {
+            let path = format!("{} spec.crl", raw.meta.label);
+            let fix = "add `file: peers/globex.crl`; only with `trust.workloadApi` lists come without a file";
+            self.problems.error(mark, &path, "`file` is missing".to_owned(), fix);
+        }
+    }
+
     fn endpoint_id(&mut self, raw: &Peer, endpoint: &RawEndpoint, domains: &BTreeSet<&TrustDomain>) {
         let Some(at) = &endpoint.id else {
             if let Some(profile) = &endpoint.profile {
@@ -266,6 +277,7 @@ impl Check<'_> {
             gateway_ids: ids(&raw.gateway_ids, raw.identity.is_some())?,
             identity: foreign_identity(raw)?,
             crl,
+            crl_stale: raw.crl_stale?,
             publish: raw.publish?,
             import: raw.import?,
             context,

@@ -3,6 +3,10 @@
 
 mod site;
 
+use std::fs;
+use std::net::SocketAddr;
+
+use hamlet_testkit::pki::{LeafSpec, TestCa};
 use serde_json::Value;
 
 use crate::mesh::{Mesh, Two};
@@ -195,5 +199,66 @@ fn a_mesh_on_spire_and_one_with_an_authority_follow_each_others_bundle_endpoints
     two.until_in_sync();
 
     // And SPIRE's next CA reaches globex, which looks by itself.
+    rotate_ca(&two, &acme, || Ok(String::new()));
+}
+
+#[test]
+#[ignore = "needs SPIRE: interop/build spire"]
+fn a_mesh_on_spire_and_one_with_an_authority_follow_each_other_s_web_endpoints_from_the_first_bundle_on() {
+    let Some(programs) = Programs::find() else { return };
+    let raw = Workload::echo();
+    let mut two = Two::new();
+    let root = two.root().to_owned();
+    // Both endpoints prove the name localhost, by an authority that no system knows.
+    let (web, other) = (TestCa::new("web.example"), TestCa::new("web.example"));
+    let leaf = web.leaf(LeafSpec { uris: vec![], dns: vec!["localhost".into()], ..LeafSpec::of("x") });
+    let pair = leaf.write(&two.globex.folder, "web");
+    fs::write(root.join("web-ca.pem"), web.pem()).unwrap();
+    let local = |at: SocketAddr| SocketAddr::from(([127, 0, 0, 1], at.port()));
+    let url = |at: SocketAddr| format!("https://localhost:{}/", at.port());
+
+    let ours = local(two.globex.block.listener());
+    let endpoint = format!(
+        "  bundleEndpoint: {{listen: \"{ours}\", profile: https_web, cert: web.pem, key: web.key}}\n"
+    );
+    two.globex.write("mesh.yaml", &crate::texts::mesh(&two.globex, &endpoint));
+    let mut acme = Site::new(&programs, &root, "acme.example");
+    acme.endpoint = local(acme.endpoint);
+    acme.web = Some([pair.0, pair.1]);
+    acme.web_roots = Some(root.join("web-ca.pem"));
+    acme.start_server(&Site::federation_by_web("globex.example", &url(ours)));
+    two.globex.write("peers/web-ca.pem", other.pem());
+    let trust = format!(
+        "endpoint: {{url: \"{}\", profile: https_web, caFile: peers/web-ca.pem, refresh: 200ms}}",
+        url(acme.endpoint)
+    );
+    believe(&two.globex, &two.acme, &trust);
+    two.globex.start();
+    until("another authority proves nothing", || {
+        let list = two.globex.json(&["bundle", "list"])[0].clone();
+        let refused = list["failures"].as_u64() > Some(0) && list["authorities"] == serde_json::json!([]);
+        if refused { Ok(()) } else { Err(list.to_string()) }
+    });
+    two.globex.write("peers/web-ca.pem", web.pem());
+    until_true("globex has acme's first bundle", || authorities(&two.globex) == Some(1));
+    until("acme's server has globex's first bundle", || acme.refresh("globex.example"));
+
+    acme.start_agent(&["globex.example"]);
+    acme.identify(&two.acme, "");
+    believe(&two.acme, &two.globex, "workloadApi: true");
+    two.acme.declare("raw", "TCP", two.port, raw.at, "none");
+    two.acme.publish("raw", &["raw"], &two.globex);
+    two.acme.start();
+    two.until_in_sync();
+    two.globex.until_callable("acme/raw");
+    until_echo(&two, "hello");
+
+    two.globex.ca(&["rotate"]);
+    until("acme knows both roots of globex", || {
+        acme.refresh("globex.example")?;
+        let n = authorities(&two.acme);
+        if n == Some(2) { Ok(()) } else { Err(format!("{n:?}")) }
+    });
+    two.until_in_sync();
     rotate_ca(&two, &acme, || Ok(String::new()));
 }

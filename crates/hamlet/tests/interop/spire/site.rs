@@ -36,6 +36,10 @@ pub(crate) struct Site {
     pub(crate) endpoint: SocketAddr,
     /// The root, and its key, that the server's CA is to come from; its own otherwise.
     pub(crate) upstream: Option<[PathBuf; 2]>,
+    /// The web certificate, and its key, that its bundle endpoint proves itself with instead of its id.
+    pub(crate) web: Option<[PathBuf; 2]>,
+    /// The authorities of the web that its server believes, instead of the system's.
+    pub(crate) web_roots: Option<PathBuf>,
     programs: PathBuf,
     folder: PathBuf,
     at: SocketAddr,
@@ -54,6 +58,8 @@ impl Site {
             domain,
             endpoint: block.listener(),
             upstream: None,
+            web: None,
+            web_roots: None,
             programs: programs.0.clone(),
             folder,
             at: block.listener(),
@@ -76,6 +82,9 @@ impl Site {
         let log =
             File::options().create(true).append(true).open(self.file(&format!("{program}.log"))).unwrap();
         let mut command = Command::new(self.programs.join(program));
+        if let Some(roots) = &self.web_roots {
+            command.env("SSL_CERT_FILE", roots);
+        }
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         command.spawn().unwrap()
     }
@@ -104,6 +113,15 @@ impl Site {
             let files = format!("cert_file_path = \"{cert}\", key_file_path = \"{key}\"");
             format!("    UpstreamAuthority \"disk\" {{ plugin_data {{ {files} }} }}\n")
         });
+        // SPIRE 1.13 ends without the interval, which its manual calls optional.
+        let profile = match &self.web {
+            None => "profile \"https_spiffe\" {}".to_owned(),
+            Some([cert, key]) => format!(
+                "profile \"https_web\" {{ serving_cert_file {{ cert_file_path = \"{}\", key_file_path = \"{}\", file_sync_interval = \"1h\" }} }}",
+                cert.display(),
+                key.display()
+            ),
+        };
         let text = format!(
             r#"server {{
     bind_address = "{}"
@@ -119,7 +137,7 @@ impl Site {
             address = "{}"
             port = {}
             refresh_hint = "60s"
-            profile "https_spiffe" {{}}
+            {profile}
         }}
 {federates}
     }}
@@ -150,6 +168,14 @@ plugins {{
         format!(
             "        federates_with \"{other}\" {{\n            bundle_endpoint_url = \"https://{at}/\"\n            \
              bundle_endpoint_profile \"https_spiffe\" {{ endpoint_spiffe_id = \"{id}\" }}\n        }}"
+        )
+    }
+
+    /// The same through an endpoint at that URL that proves its host's name.
+    pub(crate) fn federation_by_web(other: &str, url: &str) -> String {
+        format!(
+            "        federates_with \"{other}\" {{\n            bundle_endpoint_url = \"{url}\"\n            \
+             bundle_endpoint_profile \"https_web\" {{}}\n        }}"
         )
     }
 

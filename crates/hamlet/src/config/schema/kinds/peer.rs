@@ -118,8 +118,8 @@ static CRL: Object = Object {
         field(
             "file",
             Text(&PATH),
-            Required,
-            "The revocation lists of its CAs, one in DER or any number in PEM, one a CA. The whole chain is checked; the file is read again when it changes, and what it revokes is cut off.",
+            Optional,
+            "The revocation lists of its CAs, one in DER or any number in PEM, one a CA. The whole chain is checked; the file is read again when it changes, and what it revokes is cut off. Required unless `trust.workloadApi` is set: the lists that a Workload API gives count without a file.",
             "peers/globex.crl",
         ),
         field(
@@ -129,7 +129,7 @@ static CRL: Object = Object {
                 ("accept", "what it revokes stays revoked, everybody else is believed"),
             ]),
             Default("refuse"),
-            "What a list means whose next update is overdue.",
+            "What a list means whose next update is overdue, in the file or from the Workload API.",
             "accept",
         ),
         field(

@@ -1,12 +1,15 @@
-//! Identity and trust from the SPIFFE Workload API: a SPIRE agent, or anything else that speaks it.
+//! Identity, trust and revocation from the SPIFFE Workload API: a SPIRE agent, or anything else that
+//! speaks it.
 //!
 //! Keeps what the last message said; each message is the full state, so that what is absent from it
 //! is gone. It decides nothing: what comes from here passes the same checks as what comes from files
-//! ([`LocalIdentity`](crate::LocalIdentity), [`TrustBundle`]). Invariants: a lost connection takes
+//! ([`LocalIdentity`](crate::LocalIdentity), [`TrustBundle`], [`crate::verify_peer_chain`]). Invariants: a lost connection takes
 //! nothing away; a bundle is kept under its own trust domain and never joined with another; no key is
 //! printed.
 
-use std::collections::BTreeMap;
+mod lists;
+mod wire;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,14 +21,22 @@ use hamlet_core::causes::with_causes;
 use hamlet_core::{SpiffeId, TrustDomain};
 use hamlet_runtime::{Backoff, Shutdown};
 use parking_lot::Mutex;
-use spiffe::transport::{Endpoint, GrpcStatusCode, TransportError};
-use spiffe::{WorkloadApiClient, WorkloadApiError, X509Context, X509Svid};
+use spiffe::X509Svid;
+use spiffe::transport::Endpoint;
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Code;
 
 use crate::bundle::TrustBundle;
 use crate::ca::PemPair;
+use crate::crl::Lenience;
 use crate::local::{CertificateProvider, ProviderError};
 use crate::peering::to_pem;
+use lists::{AllLists, Bundles};
+pub use lists::{GIVEN_CRLS_BYTES_MAX, GIVEN_CRLS_MAX, GivenLists};
+pub(crate) use lists::{GivenRefusal, Link};
+pub use wire::MESSAGE_BYTES_MAX;
+use wire::{Caller, Told, WireError};
 
 /// First and longest time between two attempts to reach the Workload API.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -39,6 +50,8 @@ pub const SVIDS_MAX: usize = 64;
 pub const BUNDLES_MAX: usize = 4096;
 /// Most ids that an error names.
 const IDS_SHOWN: usize = 4;
+/// Shortest time between two warnings of revocation lists that can't be used, or are nobody's.
+pub const LISTS_WARNED_EVERY: Duration = Duration::from_secs(60);
 /// Longest hint that an identity is chosen by, in bytes.
 pub const HINT_BYTES_MAX: usize = 256;
 
@@ -87,7 +100,8 @@ struct Given {
 #[derive(Default)]
 struct State {
     given: Vec<Given>,
-    bundles: BTreeMap<TrustDomain, Result<Arc<TrustBundle>, String>>,
+    bundles: Bundles,
+    lists: AllLists,
 }
 
 /// A Workload API and what it said last.
@@ -96,8 +110,12 @@ pub struct WorkloadApi {
     shown: String,
     state: ArcSwapOption<State>,
     last_error: Mutex<Option<Trouble>>,
+    warned: Mutex<Option<(Instant, Warned)>>,
     generation: watch::Sender<u64>,
 }
+
+/// What was last said of revocation lists: what can't be used, and whose are nobody's.
+type Warned = (Option<String>, Option<String>);
 
 /// Why nothing new comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,6 +179,7 @@ impl WorkloadApi {
             shown: endpoint.to_owned(),
             state: ArcSwapOption::empty(),
             last_error: Mutex::new(None),
+            warned: Mutex::new(None),
             generation: watch::Sender::new(0),
         }))
     }
@@ -196,10 +215,9 @@ impl WorkloadApi {
         }
     }
 
-    async fn connect(&self) -> Result<WorkloadApiClient, Failed> {
-        let connecting = WorkloadApiClient::connect(self.endpoint.clone());
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(client) => Ok(client?),
+    async fn connect(&self) -> Result<Caller, Failed> {
+        match tokio::time::timeout(CONNECT_TIMEOUT, Caller::connect(&self.endpoint)).await {
+            Ok(caller) => Ok(caller?),
             Err(_) => Err(Failed::TimedOut),
         }
     }
@@ -208,9 +226,8 @@ impl WorkloadApi {
     /// `patience`.
     pub async fn ask(&self, patience: Duration) {
         let asking = async {
-            let client = self.connect().await?;
-            let mut messages = client.stream_x509_contexts().await?;
-            self.take(&messages.next().await.ok_or(Failed::Silent)??);
+            let mut messages = self.connect().await?.messages().await?;
+            self.take(messages.next().await.ok_or(Failed::Silent)??);
             Ok(())
         };
         match tokio::time::timeout(patience, asking).await {
@@ -231,10 +248,9 @@ impl WorkloadApi {
     async fn follow(&self) -> Heard {
         let mut any = false;
         let result = async {
-            let client = self.connect().await?;
-            let mut messages = client.stream_x509_contexts().await?;
-            while let Some(context) = messages.next().await {
-                self.take(&context?);
+            let mut messages = self.connect().await?.messages().await?;
+            while let Some(told) = messages.next().await {
+                self.take(told?);
                 any = true;
             }
             Ok(())
@@ -243,27 +259,57 @@ impl WorkloadApi {
         Heard { any, error }
     }
 
-    /// A message replaces everything.
-    fn take(&self, context: &X509Context) {
-        let given: Vec<Given> =
-            context.svids().iter().take(SVIDS_MAX).filter_map(|svid| given(svid)).collect();
-        let sets = context.bundle_set().iter().take(BUNDLES_MAX);
+    /// A message replaces everything. A list that can't be used is no reason to go without the rest of
+    /// it: an identity that isn't renewed ends.
+    fn take(&self, told: Told) {
+        let given: Vec<Given> = told.svids.iter().take(SVIDS_MAX).filter_map(given).collect();
+        let sets = told.bundles.iter().take(BUNDLES_MAX);
         let bundles = sets.filter_map(|(domain, bundle)| {
             let domain = TrustDomain::parse(domain.as_str()).ok()?;
             let ders: Vec<_> = bundle.authorities().iter().map(|c| c.as_bytes().into()).collect();
             let read = TrustBundle::from_pem(domain.clone(), to_pem(&ders).as_bytes());
             Some((domain, read.map(Arc::new).map_err(|error| error.to_string())))
         });
-        let state = State { given, bundles: bundles.collect() };
+        let bundles: Bundles = bundles.collect();
+        let last = self.state.load_full();
+        let lists = match &last {
+            Some(last) => AllLists::read(&told.crls, &bundles, &last.lists),
+            None => AllLists::read(&told.crls, &bundles, &AllLists::default()),
+        };
+        let state = State { given, bundles, lists };
         tracing::info!(
             endpoint = %self.shown,
             identities = state.given.len(),
             bundles = state.bundles.len(),
+            lists = state.lists.count(),
             "the Workload API gave identities and bundles"
         );
+        self.warn_of(&state.lists);
         self.state.store(Some(Arc::new(state)));
         *self.last_error.lock() = None;
         self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Says what is wrong with revocation lists, if it is news, and not too often: each rotation of a
+    /// certificate repeats them.
+    fn warn_of(&self, lists: &AllLists) {
+        let (now, found) = (Instant::now(), (lists.problem(), lists.strangers()));
+        let mut warned = self.warned.lock();
+        match warned.as_ref() {
+            Some((at, said)) if *said == found || now < *at + LISTS_WARNED_EVERY => return,
+            None if found == (None, None) => return,
+            _ => {}
+        }
+        if let Some(error) = &found.0 {
+            tracing::warn!(endpoint = %self.shown, %error, "the Workload API gave revocation lists that can't be used");
+        }
+        if let Some(issuers) = &found.1 {
+            tracing::warn!(
+                endpoint = %self.shown, %issuers,
+                "revocation lists of CAs that are in none of the bundles: ignored, unless a chain shows such a CA"
+            );
+        }
+        *warned = Some((now, found));
     }
 
     fn failed(&self, error: Failed) {
@@ -307,6 +353,22 @@ impl WorkloadApi {
         self.state.load().as_ref().map_or(0, |state| state.bundles.len())
     }
 
+    /// The revocation lists of a trust domain's CAs, or of such as may stand below them, `None` if there
+    /// are none; `stale` says what an outdated one means.
+    pub fn lists(&self, domain: &TrustDomain, stale: Lenience) -> Option<Arc<GivenLists>> {
+        self.state.load().as_ref()?.lists.of(domain, stale)
+    }
+
+    /// How many revocation lists of CAs in the bundles are in force.
+    pub fn lists_in_force(&self) -> usize {
+        self.state.load().as_ref().map_or(0, |state| state.lists.count())
+    }
+
+    /// Which revocation lists can't be used and why, what is done instead, and what to do.
+    pub fn lists_problem(&self) -> Option<String> {
+        self.state.load().as_ref()?.lists.problem()
+    }
+
     /// What was last wrong; `None` while messages come.
     pub fn last_error(&self) -> Option<String> {
         self.last_error.lock().as_ref().map(|trouble| trouble.text.clone())
@@ -347,12 +409,12 @@ enum Failed {
     TimedOut,
     /// The stream ended before its first message.
     Silent,
-    Api(WorkloadApiError),
+    Wire(WireError),
 }
 
-impl From<WorkloadApiError> for Failed {
-    fn from(error: WorkloadApiError) -> Failed {
-        Failed::Api(error)
+impl From<WireError> for Failed {
+    fn from(error: WireError) -> Failed {
+        Failed::Wire(error)
     }
 }
 
@@ -361,38 +423,32 @@ impl fmt::Display for Failed {
         match self {
             Failed::TimedOut => f.write_str("no answer in time"),
             Failed::Silent => f.write_str("it closed the stream without a message"),
-            Failed::Api(error) => f.write_str(&with_causes(error)),
+            Failed::Wire(error) => f.write_str(&with_causes(error)),
         }
     }
 }
 
 impl Failed {
     /// What the Workload API itself said.
-    fn code(&self) -> Option<GrpcStatusCode> {
+    fn code(&self) -> Option<Code> {
         match self {
-            Failed::Api(WorkloadApiError::Transport(TransportError::Status(status))) => Some(status.code()),
-            _ => None,
+            Failed::Wire(error) => error.code(),
+            Failed::TimedOut | Failed::Silent => None,
         }
     }
 
     /// Answers that will be the same however often we ask (SPIFFE Workload API section 6.1).
     fn is_useless(&self) -> bool {
-        matches!(self.code(), Some(GrpcStatusCode::InvalidArgument | GrpcStatusCode::Unimplemented))
+        matches!(self.code(), Some(Code::InvalidArgument | Code::Unimplemented))
     }
 
     fn remedy(&self) -> &'static str {
-        match self {
-            Failed::Api(WorkloadApiError::PermissionDenied(_) | WorkloadApiError::NoIdentityIssued) => {
-                REGISTER
-            }
-            Failed::Api(WorkloadApiError::Transport(_)) if self.code().is_none() => START_IT,
-            Failed::TimedOut => START_IT,
-            Failed::Silent | Failed::Api(_) => match self.code() {
-                Some(GrpcStatusCode::PermissionDenied) => REGISTER,
-                // Unknown is how the client calls a stream that broke off.
-                Some(GrpcStatusCode::Unavailable | GrpcStatusCode::Unknown) => START_IT,
-                _ => MEND_IT,
-            },
+        match (self, self.code()) {
+            (Failed::TimedOut | Failed::Wire(WireError::Unreachable(_)), _) => START_IT,
+            (_, Some(Code::PermissionDenied)) => REGISTER,
+            // Unknown is how the client calls a stream that broke off.
+            (_, Some(Code::Unavailable | Code::Unknown)) => START_IT,
+            _ => MEND_IT,
         }
     }
 }
