@@ -410,11 +410,15 @@ impl<J: LinkJudge> Dialler<J> {
         // Some servers send headers only with their first message; what we say goes out
         // meanwhile, so this is no deadlock, only a wait.
         let opening = async {
-            let called = match dialect {
-                Dialect::V1alpha1 => grpc.streaming(request, path, config.v1_codec(End::Consumer)).await,
-                Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec(J::TYPE_URL)).await,
+            let calling = async {
+                match dialect {
+                    Dialect::V1alpha1 => grpc.streaming(request, path, config.v1_codec(End::Consumer)).await,
+                    Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec(J::TYPE_URL)).await,
+                }
             };
-            match called {
+            // HTTP/2 can leave a call waiting that it took while its connection ended.
+            let gone = || Err(tonic::Status::unavailable("the connection was refused"));
+            match gauge.unless_refused(calling).await.unwrap_or_else(gone) {
                 Ok(response) => {
                     self.link.pin(dialect);
                     Ok(Box::new(response.into_inner()))

@@ -18,6 +18,7 @@ use hamlet_runtime::Clock;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::frames::{FrameFlood, FrameLimits, FrameMeter, Side};
 
@@ -33,6 +34,7 @@ const LAST_WORD_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Gauge {
     meter: Arc<Mutex<FrameMeter>>,
     refused: Arc<OnceLock<CertificateRefused>>,
+    known: CancellationToken,
 }
 
 impl Gauge {
@@ -45,6 +47,11 @@ impl Gauge {
     pub(crate) fn refused(&self) -> Option<CertificateRefused> {
         self.refused.get().copied()
     }
+
+    /// Runs `work` to its end, or until the peer is known to have refused us.
+    pub(crate) async fn unless_refused<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.known.run_until_cancelled(work).await
+    }
 }
 
 /// A stream of bytes with HTTP/2 in it.
@@ -52,6 +59,7 @@ pub(crate) struct Metered<S> {
     io: S,
     meter: Arc<Mutex<FrameMeter>>,
     refused: Arc<OnceLock<CertificateRefused>>,
+    known: CancellationToken,
     /// We dialled, and the peer has said nothing yet: it may still refuse us.
     unheard: bool,
     /// Writing has failed; nothing is written any more.
@@ -71,15 +79,17 @@ impl<S> Metered<S> {
     pub(crate) fn new(io: S, limits: FrameLimits, side: Side, clock: Arc<dyn Clock>) -> (Metered<S>, Gauge) {
         let meter = Arc::new(Mutex::new(FrameMeter::new(limits, side, clock.now())));
         let refused = Arc::default();
-        let gauge = Gauge { meter: meter.clone(), refused: Arc::clone(&refused) };
+        let known = CancellationToken::new();
+        let gauge = Gauge { meter: meter.clone(), refused: Arc::clone(&refused), known: known.clone() };
         let unheard = side == Side::Dialled;
-        (Metered { io, meter, refused, unheard, failed: None, clock }, gauge)
+        (Metered { io, meter, refused, known, unheard, failed: None, clock }, gauge)
     }
 
     /// Keeps what the peer's TLS says of us with this error, if it does.
     fn note(&self, error: &io::Error) {
         if let Some(refused) = CertificateRefused::found_in(error) {
             let _ = self.refused.set(refused);
+            self.known.cancel();
         }
     }
 

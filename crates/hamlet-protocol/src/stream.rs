@@ -268,8 +268,7 @@ impl StreamCell {
                     let (taken, writes, works, news) = {
                         let mut session = self.session.lock();
                         // A full window hasn't let the writer look, so there is nothing gathered.
-                        let gathering =
-                            self.gather.is_gathering() && !self.filled.load(Ordering::SeqCst);
+                        let gathering = self.gather.is_gathering() && !self.filled.load(Ordering::SeqCst);
                         let taken = session.receive(message, now);
                         // Noted before the look at the view: a change that came too early to wake
                         // the writer is seen by that look.

@@ -12,7 +12,7 @@ use hamlet_runtime::SystemClock;
 use hamlet_testkit::pki::{DAY, TestCa};
 use hamlet_testkit::store::MemoryStore;
 use hamlet_testkit::tls::stranger_server;
-use hamlet_testkit::{GENEROUS, eventually};
+use hamlet_testkit::{GENEROUS, eventually, eventually_ok};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -61,14 +61,15 @@ async fn each_of_two_hundred_refused_dials_is_a_refusal_and_none_a_broken_connec
     shop.publish("bank", &[]);
     let (mut dials, mut round, mut seen) = (0, 0, 0);
     while dials < DIALS {
-        let mut ended = vec![];
-        eventually("another dial ends", GENEROUS, || {
+        let ended = eventually_ok("another dial ends", GENEROUS, async || {
             round += 1;
             dial_now(&shop, &bank.ca, round);
-            let (more, last) = ends(&shop, seen);
+            let (ended, last) = ends(&shop, seen);
             seen = last;
-            ended.extend(more);
-            !ended.is_empty()
+            match ended.is_empty() {
+                false => Ok(ended),
+                true => Err((shop.link().status(), shop.link().transcript(seen.saturating_sub(9)).0)),
+            }
         })
         .await;
         for (code, text) in &ended {
