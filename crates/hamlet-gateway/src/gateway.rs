@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hamlet_identity::{
-    GatewayClients, LocalIdentity, STRANGERS_BACKLOG, SilentSockets, SniMinter, TrustTable,
+    GatewayClients, Lingering, LocalIdentity, STRANGERS_BACKLOG, SilentSockets, SniMinter, TrustTable,
     gateway_server_config,
 };
 use hamlet_runtime::{Clock, Spawner};
@@ -119,6 +119,8 @@ pub(crate) struct Shared {
     pub(crate) egress: Swapped<EgressTable>,
     pub(crate) listeners: Listeners,
     pub(crate) silent: SilentSockets,
+    /// Clients whose handshake failed, until they have read why.
+    pub(crate) lingering: Lingering,
     /// Handshakes that run, and those that run or wait.
     pub(crate) handshakes: Semaphore,
     pub(crate) handshakes_waiting: Semaphore,
@@ -196,6 +198,7 @@ impl Gateway {
         let shared = Arc::new(Shared {
             tls: gateway_server_config(&identity, minter, &trust),
             silent: SilentSockets::new(limits.silent_sockets, limits.silent_per_prefix),
+            lingering: Lingering::default(),
             handshakes: slots(limits.handshakes.max(1)),
             handshakes_waiting: slots(limits.handshakes.max(1).saturating_add(HANDSHAKES_WAITING)),
             ingress_slots: Arc::new(slots(limits.ingress_connections)),

@@ -35,7 +35,18 @@ pub(crate) struct Admitted {
 }
 
 /// Why a connection was closed before it was let in.
-struct Refused(Outcome, String);
+struct Refused {
+    outcome: Outcome,
+    error: String,
+    /// Where TLS has told the client, who may not have read it yet.
+    told: Option<TcpStream>,
+}
+
+impl Refused {
+    fn new(outcome: Outcome, error: impl ToString) -> Refused {
+        Refused { outcome, error: error.to_string(), told: None }
+    }
+}
 
 /// Accepts until the shutdown begins. Live connections go on until they end or are forced.
 pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
@@ -57,20 +68,24 @@ async fn connection(
 ) {
     let limit = shared.config.limits.handshake;
     let admitted = tokio::time::timeout(limit, admit(&shared, stream, from, place)).await;
-    let refused = || Err(Refused(Outcome::HandshakeTimeout, format!("no handshake within {limit:?}")));
-    let outcome = match admitted.unwrap_or_else(|_| refused()) {
+    let refused = || Err(Refused::new(Outcome::HandshakeTimeout, format!("no handshake within {limit:?}")));
+    let (outcome, told) = match admitted.unwrap_or_else(|_| refused()) {
         Ok(admitted) => {
             let (peer, service) = (admitted.proven.peer.clone(), admitted.route.service.clone());
             let outcome = serve(&shared, admitted, local).await;
             tracing::debug!(%from, %peer, %service, outcome = outcome.as_str(), "ingress connection ended");
-            outcome
+            (outcome, None)
         }
-        Err(Refused(outcome, error)) => {
+        Err(Refused { outcome, error, told }) => {
             tracing::debug!(%from, outcome = outcome.as_str(), %error, "ingress connection refused");
-            outcome
+            (outcome, told)
         }
     };
     shared.metrics.ended(ListenerKind::Ingress, outcome);
+    if let Some(stream) = told {
+        let stop = shared.spawner.shutdown();
+        stop.or_begun(shared.lingering.close(stream, from.ip())).await;
+    }
 }
 
 async fn admit(
@@ -80,26 +95,30 @@ async fn admit(
     place: SilentPlace,
 ) -> Result<Admitted, Refused> {
     let Some(hello) = place.keep(read_hello(&mut stream)).await else {
-        return Err(Refused(Outcome::Evicted, "the oldest silent socket made room".to_owned()));
+        return Err(Refused::new(Outcome::Evicted, "the oldest silent socket made room"));
     };
     let hello = hello.map_err(|error| match error {
-        HelloError::Closed => Refused(Outcome::HelloClosed, error.to_string()),
-        HelloError::TooLong | HelloError::NotTls(_) => Refused(Outcome::NotTls, error.to_string()),
+        HelloError::Closed => Refused::new(Outcome::HelloClosed, error),
+        HelloError::TooLong | HelloError::NotTls(_) => Refused::new(Outcome::NotTls, error),
     })?;
     let asked = hello.client_hello().server_name().unwrap_or_default().to_owned();
     let Some(sni) = hello_name(&hello) else {
-        return Err(Refused(Outcome::NoSni, format!("no SNI that is a name: {asked:?}")));
+        return Err(Refused::new(Outcome::NoSni, format!("no SNI that is a name: {asked:?}")));
     };
     if shared.ingress.load().route(&sni).is_none() {
-        return Err(Refused(Outcome::UnknownSni, format!("nothing is served as {sni}")));
+        return Err(Refused::new(Outcome::UnknownSni, format!("nothing is served as {sni}")));
     }
-    let overloaded = || Refused(Outcome::Overloaded, "a limit is reached".to_owned());
+    let overloaded = || Refused::new(Outcome::Overloaded, "a limit is reached");
     let waiting = shared.handshakes_waiting.try_acquire().map_err(|_| overloaded())?;
     let slot = shared.handshakes.acquire().await.map_err(|_| overloaded())?;
     let stream = StartHandshake::from_parts(hello, stream)
         .into_stream(shared.tls.clone())
+        .into_fallible()
         .await
-        .map_err(|error| Refused(Outcome::HandshakeFailed, error.to_string()))?;
+        .map_err(|(error, stream)| Refused {
+            told: Some(stream),
+            ..Refused::new(Outcome::HandshakeFailed, error)
+        })?;
     drop((slot, waiting));
     prove(shared, stream, from, sni)
 }
@@ -114,21 +133,21 @@ fn prove(
     let changes = shared.ingress_changes();
     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let proven = proven_client(&shared.trust, Some(&chain), Role::Gateway)
-        .map_err(|error| Refused(Outcome::HandshakeFailed, error.to_string()))?;
+        .map_err(|error| Refused::new(Outcome::HandshakeFailed, error))?;
     // Gateways prove SPIFFE ids only: that is what the service behind is told.
     let Some(caller) = proven.id.spiffe().cloned() else {
-        return Err(Refused(Outcome::HandshakeFailed, format!("{} proves no SPIFFE id", proven.peer)));
+        return Err(Refused::new(Outcome::HandshakeFailed, format!("{} proves no SPIFFE id", proven.peer)));
     };
     let table = shared.ingress.load();
     let Some(route) = table.route(&sni).cloned() else {
-        return Err(Refused(Outcome::UnknownSni, format!("nothing is served as {sni} any more")));
+        return Err(Refused::new(Outcome::UnknownSni, format!("nothing is served as {sni} any more")));
     };
     if !route.allowed.contains(&proven.peer) {
         tracing::info!(peer = %proven.peer, service = %route.service, "refused: not published to this peer");
-        return Err(Refused(Outcome::NotPublished, format!("not published to {}", proven.peer)));
+        return Err(Refused::new(Outcome::NotPublished, format!("not published to {}", proven.peer)));
     }
     let Some(open) = shared.open(ListenerKind::Ingress) else {
-        return Err(Refused(Outcome::Overloaded, "too many connections".to_owned()));
+        return Err(Refused::new(Outcome::Overloaded, "too many connections"));
     };
     let standing: StandingFn = {
         let (shared, proven, route, sni) = (shared.clone(), proven.clone(), route.clone(), sni.clone());

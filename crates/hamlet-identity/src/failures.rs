@@ -68,17 +68,30 @@ impl RecentFailures {
 /// Our refusal inside an error of a TLS stack (`std::io::Error`, `rustls::Error`, or anything that
 /// has one of them as a source); `None` when the other side refused or the error is another one.
 pub fn refusal_in<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e VerifyError> {
+    found_in(error, |error| {
+        if let Some(found) = error.downcast_ref::<VerifyError>() {
+            return Some(found);
+        }
+        match error.downcast_ref::<rustls::Error>() {
+            Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
+                other.0.downcast_ref::<VerifyError>()
+            }
+            _ => None,
+        }
+    })
+}
+
+/// The first of an error and its sources in which `look` finds something.
+pub(crate) fn found_in<'e, T>(
+    error: &'e (dyn Error + 'static),
+    look: impl Fn(&'e (dyn Error + 'static)) -> Option<T>,
+) -> Option<T> {
     const DEPTH_MAX: usize = 16;
     let mut next = Some(error);
     for _ in 0..DEPTH_MAX {
         let error = next?;
-        if let Some(found) = error.downcast_ref::<VerifyError>() {
+        if let Some(found) = look(error) {
             return Some(found);
-        }
-        if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) =
-            error.downcast_ref::<rustls::Error>()
-        {
-            return other.0.downcast_ref::<VerifyError>();
         }
         // The source of an io::Error is the source of what it wraps: look at that itself.
         next = match error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref()) {

@@ -13,9 +13,10 @@
 //! - TLS 1.3 only, client certificates always; agents resume no session, and gateways only within
 //!   one epoch of trust, proving the peer again after every handshake (a resumed one skips the verifier).
 //!
-//! What comes before a handshake is here as well, because both listeners need it: [`read_hello`]
-//! and [`SilentSockets`]. This crate doesn't open sockets and doesn't read configuration documents.
+//! What comes before a handshake, and after one that failed, is here as well, because both listeners need
+//! it: [`read_hello`], [`SilentSockets`] and [`Lingering`]. This crate doesn't open sockets and doesn't read configuration documents.
 
+mod alert;
 pub mod authority;
 mod bundle;
 pub mod ca;
@@ -27,6 +28,7 @@ mod failures;
 mod files;
 mod hello;
 mod inspect;
+mod linger;
 mod local;
 mod minter;
 mod path;
@@ -43,6 +45,7 @@ mod verify;
 pub mod watch;
 pub mod workload;
 
+pub use alert::CertificateRefused;
 pub use authority::{Authority, AuthorityError, AuthorityKeeper, AuthoritySettings, LeafSpec, Release};
 pub use bundle::{ANCHORS_MAX, Anchor, BundleError, TrustBundle};
 pub use ca::{CaError, LocalCa, PemPair};
@@ -53,6 +56,7 @@ pub use endpoint::{
 pub use failures::{RECENT_FAILURES_MAX, RecentFailures, Refusal, refusal_in};
 pub use files::{FileError, PEM_BYTES_MAX};
 pub use hello::{CLIENT_HELLO_BYTES, HelloError, hello_name, read_hello};
+pub use linger::{LINGER_BYTES, LINGER_TIME, LINGERING_PER_PREFIX, LINGERING_SOCKETS, Lingering};
 pub use local::{CertificateProvider, IdentityError, LocalIdentity, ProviderError};
 pub use minter::{CurrentCa, MINTED_MAX, SniMinter};
 pub use refused::{ListsFrom, VerifyError};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use hamlet_core::PeerName;
 use hamlet_core::causes::with_causes;
 use hamlet_core::imported::ServiceJudge;
-use hamlet_identity::{Expect, LocalIdentity, ProvenPeer, Role, TrustTable};
+use hamlet_identity::{CertificateRefused, Expect, LocalIdentity, ProvenPeer, Role, TrustTable};
 use hamlet_runtime::{Backoff, Shutdown, Spawner, rarely};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,7 +29,7 @@ use crate::frames::Side;
 use crate::kind::LinkJudge;
 use crate::limits::SharedLimits;
 use crate::link::{Connection, Link, LinkConfig};
-use crate::metered::Metered;
+use crate::metered::{Gauge, Metered};
 use crate::server::LAST_WORD_MAX;
 use crate::session::{HELLO_WAIT, PeerClass, StreamEnd, StreamSession};
 use crate::stream::{Outbound, StreamCell};
@@ -43,6 +43,10 @@ const CAP_HELLO: Duration = Duration::from_secs(4);
 const CAP_FOREIGN: Duration = Duration::from_secs(60);
 /// Delay after a refusal: a slow probe (threat T28).
 const CAP_REFUSED: Duration = Duration::from_secs(60);
+/// Longest delay after the peer's TLS has refused our certificate. Shorter than after another refusal,
+/// because its operators mend that and nothing tells us; the first delays are as ever, because a peer
+/// that was just made, or whose roots rotate, may only be late.
+const CAP_SHUT_OUT: Duration = Duration::from_secs(15);
 /// A stream that lived so long counts as healthy.
 const HEALTHY: Duration = Duration::from_secs(30);
 /// First delay after an end that dialling again can only make worse: a whole state that doesn't
@@ -65,6 +69,8 @@ enum DialError {
     Http(String, String),
     #[error("{0} is not trusted: {1}")]
     Untrusted(String, String),
+    #[error("{0} {1}")]
+    Refused(String, CertificateRefused),
     #[error("our own certificate can't be used, so nobody is dialled: {0}")]
     OurIdentity(String),
 }
@@ -74,6 +80,7 @@ struct Connected {
     sender: SendRequest<Body>,
     proven: ProvenPeer,
     life: Life,
+    gauge: Gauge,
 }
 
 /// Shortest time for one of several addresses.
@@ -111,17 +118,17 @@ impl DialError {
         match self {
             DialError::Connect(..) => 0,
             DialError::Tls(..) | DialError::Http(..) => 1,
-            DialError::Untrusted(..) | DialError::OurIdentity(_) => 2,
+            DialError::Untrusted(..) | DialError::Refused(..) | DialError::OurIdentity(_) => 2,
         }
     }
 
-    /// As the end of a stream: what we refuse is a refusal, all else is a peer that is down.
+    /// As the end of a stream: what one side refuses is a refusal, all else is a peer that is down.
     fn end(&self) -> StreamEnd {
-        let code = match self {
-            DialError::Untrusted(..) => Code::Unauthenticated,
-            _ => Code::Unavailable,
-        };
-        StreamEnd::new(code, self.to_string())
+        match self {
+            DialError::Untrusted(..) => StreamEnd::new(Code::Unauthenticated, self.to_string()),
+            DialError::Refused(..) => StreamEnd::shut_out(self.to_string()),
+            _ => StreamEnd::new(Code::Unavailable, self.to_string()),
+        }
     }
 }
 
@@ -149,11 +156,12 @@ impl Pace {
 
     /// Learns from the end of a stream or attempt.
     fn ended(&mut self, end: &StreamEnd, class: &PeerClass) {
-        let refusal = end.is_refusal();
-        self.backoff.set_cap(match (refusal, class) {
-            (true, _) => CAP_REFUSED,
-            (false, PeerClass::Foreign) => CAP_FOREIGN,
-            (false, _) => CAP_HELLO,
+        let refusal = end.is_refusal() && !end.is_shut_out();
+        self.backoff.set_cap(match class {
+            _ if refusal => CAP_REFUSED,
+            _ if end.is_shut_out() => CAP_SHUT_OUT,
+            PeerClass::Foreign => CAP_FOREIGN,
+            _ => CAP_HELLO,
         });
         if refusal {
             while self.backoff.attempts() < 5 {
@@ -329,14 +337,14 @@ impl<J: LinkJudge> Dialler<J> {
     /// doesn't know the first.
     async fn talk(&self, connected: Connected, address: &str) -> Ended {
         let unknown = |end| (end, PeerClass::Unknown, false);
-        let Connected { sender, proven, .. } = connected;
+        let Connected { sender, proven, gauge, .. } = connected;
         let (mut unknown_version, mut unwanted) = (None, None);
         for dialect in self.link.versions() {
             if let Err(why) = self.worth_dialling(dialect) {
                 unwanted = Some((dialect, why));
                 continue;
             }
-            let (end, cell) = self.stream(dialect, sender.clone(), &proven, address).await;
+            let (end, cell) = self.stream(dialect, sender.clone(), &proven, address, &gauge).await;
             let Some(cell) = cell else { return unknown(end) };
             let class = cell.look(|s| s.class().clone());
             let healthy = cell.look(|s| s.owner.as_ref().is_some_and(|o| o.stats().proof.is_some()));
@@ -376,6 +384,7 @@ impl<J: LinkJudge> Dialler<J> {
         sender: SendRequest<Body>,
         proven: &ProvenPeer,
         address: &str,
+        gauge: &Gauge,
     ) -> (StreamEnd, Option<Arc<StreamCell>>) {
         let (cell, views) = match self.link.open(dialect, true, proven).await {
             Ok(opened) => opened,
@@ -401,19 +410,27 @@ impl<J: LinkJudge> Dialler<J> {
         // Some servers send headers only with their first message; what we say goes out
         // meanwhile, so this is no deadlock, only a wait.
         let opening = async {
-            let called = match dialect {
-                Dialect::V1alpha1 => grpc.streaming(request, path, config.v1_codec(End::Consumer)).await,
-                Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec(J::TYPE_URL)).await,
+            let calling = async {
+                match dialect {
+                    Dialect::V1alpha1 => grpc.streaming(request, path, config.v1_codec(End::Consumer)).await,
+                    Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec(J::TYPE_URL)).await,
+                }
             };
-            match called {
+            // HTTP/2 can leave a call waiting that it took while its connection ended.
+            let gone = || Err(tonic::Status::unavailable("the connection was refused"));
+            match gauge.unless_refused(calling).await.unwrap_or_else(gone) {
                 Ok(response) => {
                     self.link.pin(dialect);
                     Ok(Box::new(response.into_inner()))
                 }
-                Err(status) => Err(StreamEnd::new(status.code(), describe(&status))),
+                Err(status) => {
+                    let end = StreamEnd::new(status.code(), describe(&status));
+                    Err(self.heard_out(end, gauge, address))
+                }
             }
         };
         let end = explained(cell.run(opening, views, self.link.shutdown().clone()).await);
+        let end = self.heard_out(end, gauge, address);
         let lived = self.link.context().clock.now().saturating_sub(started);
         // A server that sends its headers with the first service: that it hasn't said it doesn't
         // know the method has to do.
@@ -423,6 +440,17 @@ impl<J: LinkJudge> Dialler<J> {
         cell.end(end.clone());
         self.link.close(&cell, &end);
         (end, Some(cell))
+    }
+
+    /// The end of a stream as the peer's TLS has it, if that refused us: all that HTTP/2 can tell is
+    /// that the connection is gone.
+    fn heard_out(&self, end: StreamEnd, gauge: &Gauge, address: &str) -> StreamEnd {
+        match gauge.refused() {
+            Some(refused) if !end.is_refusal() && !end.is_renewal() => {
+                self.link.after_goodbye(DialError::Refused(address.to_owned(), refused).end())
+            }
+            _ => end,
+        }
     }
 
     /// Connects to the first of the name's addresses at which the peer answers.
@@ -458,6 +486,7 @@ impl<J: LinkJudge> Dialler<J> {
         };
         let tls_error = |text: String| DialError::Tls(address.to_owned(), text);
         let untrusted = |text: String| DialError::Untrusted(address.to_owned(), text);
+        let refused = |by: CertificateRefused| DialError::Refused(address.to_owned(), by);
         transport::tune(&stream).map_err(|e| tls_error(e.to_string()))?;
         let trusted = self.trust.peer(peer);
         let trusted = trusted.ok_or_else(|| untrusted("the peer has no trust bundle".to_owned()))?;
@@ -469,8 +498,11 @@ impl<J: LinkJudge> Dialler<J> {
         let tls = match tokio::time::timeout(transport::HANDSHAKE_DEADLINE, handshake).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
-                let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-                return Err(ours.map_or_else(|| tls_error(with_causes(&error)), untrusted));
+                if let Some(ours) = hamlet_identity::refusal_in(&error) {
+                    return Err(untrusted(ours.to_string()));
+                }
+                let theirs = CertificateRefused::found_in(&error).filter(|r| r.is_of_certificates_only());
+                return Err(theirs.map_or_else(|| tls_error(with_causes(&error)), refused));
             }
             Err(_) => return Err(tls_error("no complete handshake within 5 s".to_owned())),
         };
@@ -493,10 +525,11 @@ impl<J: LinkJudge> Dialler<J> {
             .keep_alive_while_idle(true);
         let (tls, gauge) =
             Metered::new(tls, self.limits.load().frames, Side::Dialled, self.link.context().clock.clone());
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(tls))
-            .await
-            .map_err(|e| DialError::Http(address.to_owned(), with_causes(&e)))?;
+        let (sender, connection) = builder.handshake(TokioIo::new(tls)).await.map_err(|error| {
+            let http = || DialError::Http(address.to_owned(), with_causes(&error));
+            gauge.refused().map_or_else(http, refused)
+        })?;
+        let flood = gauge.clone();
         let (trust, link, ping_ms) = (self.trust.clone(), self.link.clone(), self.ping_ms.clone());
         self.spawner.spawn(format!("dial/{peer}"), async move {
             let mut changed = trust.changed();
@@ -521,7 +554,7 @@ impl<J: LinkJudge> Dialler<J> {
                             ping_ms.store(next, Ordering::Relaxed);
                             tracing::info!(peer = %link.peer(), next_ms = next, "the peer wants fewer pings");
                         }
-                        if let Some(flood) = gauge.flood() {
+                        if let Some(flood) = flood.flood() {
                             link.count_flood();
                             tracing::warn!(peer = %link.peer(), error = %flood, "closed a connection");
                             link.end_stream(StreamEnd::new(Code::ResourceExhausted, flood.to_string()));
@@ -551,12 +584,12 @@ impl<J: LinkJudge> Dialler<J> {
                 }
             }
         });
-        Ok(Connected { sender, proven, life })
+        Ok(Connected { sender, proven, life, gauge })
     }
 }
 
-/// A failed call in words: TLS 1.3 tells a client that its certificate was refused only on the
-/// first read, so that possibility is named.
+/// A failed call in words. A peer that refuses our certificate says so in TLS ([`Dialler::heard_out`]);
+/// one that closes without a word may mean the same, so that possibility is named.
 fn describe(status: &tonic::Status) -> String {
     let text = if status.message().is_empty() {
         format!("{:?}", status.code())
@@ -592,6 +625,8 @@ impl tower::Service<http::Request<Body>> for Transport {
 
 #[cfg(test)]
 mod tests {
+    use tokio_rustls::rustls::AlertDescription;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -649,5 +684,27 @@ mod tests {
         pace.ended(&lost, &PeerClass::Foreign);
         assert!(pace.next_delay() <= CAP_FOREIGN, "an ordinary end is nothing of the kind");
         assert_eq!(explained(lost.clone()), lost);
+    }
+
+    #[test]
+    fn a_refused_certificate_is_dialled_again_ever_more_slowly_but_never_only_each_minute() {
+        let refused = CertificateRefused::by(AlertDescription::CertificateUnknown).unwrap();
+        let shut_out = DialError::Refused("192.0.2.1:7443".to_owned(), refused).end();
+        assert!(shut_out.is_refusal() && shut_out.is_shut_out());
+        assert!(shut_out.message.starts_with("192.0.2.1:7443 refuses our certificate"), "{shut_out}");
+        let within = |end: &StreamEnd, tries: u32| {
+            let mut pace = Pace::new();
+            for _ in 0..tries {
+                pace.ended(end, &PeerClass::Unknown);
+                pace.next_delay();
+            }
+            pace.ended(end, &PeerClass::Unknown);
+            pace.backoff.next_with(1.0)
+        };
+        assert_eq!([0, 1, 2, 3, 4, 9].map(|n| within(&shut_out, n).as_secs()), [1, 2, 4, 8, 15, 15]);
+        let refusal = StreamEnd::new(Code::Unauthenticated, "paused");
+        assert!(!refusal.is_shut_out() && within(&refusal, 0) > CAP_SHUT_OUT, "what it says on a stream");
+        let lost = StreamEnd::new(Code::Unavailable, "lost");
+        assert_eq!(within(&lost, 9), CAP_HELLO);
     }
 }

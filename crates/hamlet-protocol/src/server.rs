@@ -2,7 +2,8 @@
 //! peer.*
 //!
 //! A stranger ends at TLS, and costs a handshake only once its ClientHello is whole: silent
-//! sockets are cheap, and the oldest gives way (threat T15). A connection lives only as long as its
+//! sockets are cheap, and the oldest gives way (threat T15). So are those that linger until a client
+//! whose handshake failed has read why. A connection lives only as long as its
 //! certificates, and as they are trusted: when the trust table changes, the chain is verified again.
 
 use std::io;
@@ -17,8 +18,8 @@ use hamlet_core::PeerName;
 use hamlet_core::causes::with_causes;
 use hamlet_core::imported::ServiceJudge;
 use hamlet_identity::{
-    LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace, SilentSockets,
-    TrustTable, read_hello,
+    Lingering, LocalIdentity, ProvenPeer, Role, SILENT_SOCKETS, STRANGERS_BACKLOG, SilentPlace,
+    SilentSockets, TrustTable, read_hello,
 };
 use hamlet_runtime::{Clock, Shutdown, Spawner, rarely};
 use hyper::body::Incoming as Body;
@@ -222,7 +223,8 @@ impl AgentServer {
                 let serving = Box::pin(async {
                     let letting_in = door.let_in(stream, remote, place, config, &context);
                     let let_in = tokio::time::timeout(transport::HANDSHAKE_DEADLINE, letting_in).await;
-                    match let_in.unwrap_or_else(|_| Err("no complete TLS handshake within 5 s".to_owned())) {
+                    let late = || Err(Unwelcome::new("no complete TLS handshake within 5 s"));
+                    match let_in.unwrap_or_else(|_| late()) {
                         Ok(Entered::Peer(tls, proven)) => {
                             serve(tls, proven, remote, limits, &door, &context, shutdown)
                         }
@@ -230,8 +232,11 @@ impl AgentServer {
                             shutdown.or_begun(serve(tls, remote)).await;
                             None
                         }
-                        Err(error) => {
-                            refusals.warn(remote, &error);
+                        Err(Unwelcome { why, told }) => {
+                            refusals.warn(remote, &why);
+                            if let Some(stream) = told {
+                                shutdown.or_begun(door.lingering.close(stream, remote.ip())).await;
+                            }
                             None
                         }
                     }
@@ -259,11 +264,25 @@ enum Entered {
     Annex(TlsStream<TcpStream>, ServeAnnex),
 }
 
-/// What stands before a handshake.
+/// Why a connection isn't let in.
+struct Unwelcome {
+    why: String,
+    /// Where TLS has told the client, who may not have read it yet.
+    told: Option<TcpStream>,
+}
+
+impl Unwelcome {
+    fn new(why: impl ToString) -> Unwelcome {
+        Unwelcome { why: why.to_string(), told: None }
+    }
+}
+
+/// What stands before and around a handshake.
 struct Door {
     annex: Option<Arc<dyn Annex>>,
     silent: SilentSockets,
     breaches: Breaches,
+    lingering: Lingering,
     handshakes: Semaphore,
     waiting: Semaphore,
 }
@@ -274,6 +293,7 @@ impl Door {
             annex,
             silent: SilentSockets::new(SILENT_SOCKETS, None),
             breaches: Breaches::default(),
+            lingering: Lingering::default(),
             handshakes: Semaphore::new(HANDSHAKES),
             waiting: Semaphore::new(HANDSHAKES_WAITING),
         }
@@ -287,41 +307,41 @@ impl Door {
         place: SilentPlace,
         config: Arc<ServerConfig>,
         context: &ServerContext<J>,
-    ) -> Result<Entered, String> {
-        transport::tune(&stream).map_err(|e| e.to_string())?;
+    ) -> Result<Entered, Unwelcome> {
+        transport::tune(&stream).map_err(Unwelcome::new)?;
         let Some(hello) = place.keep(read_hello(&mut stream)).await else {
-            return Err("the oldest socket without a ClientHello made room for another".to_owned());
+            return Err(Unwelcome::new("the oldest socket without a ClientHello made room for another"));
         };
-        let hello = hello.map_err(|e| e.to_string())?;
-        let wait = self.breaches.wait(remote.ip(), context.clock.now()).map_err(|e| e.to_string())?;
+        let hello = hello.map_err(Unwelcome::new)?;
+        let wait = self.breaches.wait(remote.ip(), context.clock.now()).map_err(Unwelcome::new)?;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        let overloaded = |_| "too many handshakes at once".to_owned();
+        let overloaded = |_| Unwelcome::new("too many handshakes at once");
         let waiting = self.waiting.try_acquire().map_err(overloaded)?;
-        let slot = self.handshakes.acquire().await.map_err(|_| "the agent is stopping".to_owned())?;
+        let slot = self.handshakes.acquire().await.map_err(|_| Unwelcome::new("the agent is stopping"))?;
         let admitted = self.annex.as_ref().and_then(|annex| annex.admit(&hello.client_hello()));
         let (config, serve) = match admitted {
             Some(admitted) => (admitted.config, Some(admitted.serve)),
             None => (config, None),
         };
-        let handshake = StartHandshake::from_parts(hello, stream).into_stream(config).await;
+        let handshake = StartHandshake::from_parts(hello, stream).into_stream(config).into_fallible().await;
         drop((slot, waiting));
-        let tls = handshake.map_err(|error| {
+        let tls = handshake.map_err(|(error, stream)| {
             // Our own refusal says more than the TLS alert that it became.
             let ours = hamlet_identity::refusal_in(&error).map(ToString::to_string);
-            ours.unwrap_or_else(|| with_causes(&error))
+            Unwelcome { why: ours.unwrap_or_else(|| with_causes(&error)), told: Some(stream) }
         })?;
         if let Some(serve) = serve {
             return Ok(Entered::Annex(tls, serve));
         }
         // A client that offers no ALPN passes TLS; it doesn't speak HTTP/2.
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err("the peer did not negotiate ALPN h2".to_owned());
+            return Err(Unwelcome::new("the peer did not negotiate ALPN h2"));
         }
         let certificates = tls.get_ref().1.peer_certificates();
         let proven = hamlet_identity::proven_client(&context.trust, certificates, Role::Agent)
-            .map_err(|e| e.to_string())?;
+            .map_err(Unwelcome::new)?;
         Ok(Entered::Peer(tls, proven))
     }
 }

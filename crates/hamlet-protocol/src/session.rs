@@ -53,12 +53,24 @@ pub struct StreamEnd {
     pub code: Code,
     /// One line, cleaned.
     pub message: String,
+    /// The peer's TLS has refused us.
+    shut_out: bool,
 }
 
 impl StreamEnd {
     /// An end with a reason.
     pub fn new(code: Code, message: impl AsRef<str>) -> StreamEnd {
-        StreamEnd { code, message: one_line(message.as_ref(), 512) }
+        StreamEnd { code, message: one_line(message.as_ref(), 512), shut_out: false }
+    }
+
+    /// The peer's TLS has refused our certificate: a refusal before any stream.
+    pub fn shut_out(message: impl AsRef<str>) -> StreamEnd {
+        StreamEnd { shut_out: true, ..StreamEnd::new(Code::Unauthenticated, message) }
+    }
+
+    /// Whether the peer's TLS has refused our certificate.
+    pub fn is_shut_out(&self) -> bool {
+        self.shut_out
     }
 
     /// We end it only to begin anew at once.

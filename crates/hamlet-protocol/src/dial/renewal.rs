@@ -70,7 +70,7 @@ impl Life {
 /// Why a connection is left.
 pub(super) enum Renewal {
     /// This one works and takes its place.
-    Ready(Connected),
+    Ready(Box<Connected>),
     /// No other was to be had before its certificates ended.
     Ended,
 }
@@ -84,7 +84,7 @@ impl<J: LinkJudge> Dialler<J> {
         let unknown = |end| (end, PeerClass::Unknown, false);
         let connected = match shutdown.or_begun(self.connect(address)).await {
             Some(Ok(connected)) => connected,
-            Some(Err(error)) => return unknown(error.end()),
+            Some(Err(error)) => return unknown(self.link.after_goodbye(error.end())),
             None => return unknown(StreamEnd::new(Code::Unavailable, "the agent is stopping")),
         };
         let mut life = connected.life;
@@ -95,7 +95,7 @@ impl<J: LinkJudge> Dialler<J> {
                 renewal = self.renewal(life, address) => renewal,
             };
             let next = match renewal {
-                Renewal::Ready(next) => next,
+                Renewal::Ready(next) => *next,
                 Renewal::Ended => {
                     let text = "the certificates of this connection have ended, and no other was to be had";
                     self.link.end_stream(StreamEnd::new(Code::Unavailable, text));
@@ -137,7 +137,9 @@ impl<J: LinkJudge> Dialler<J> {
             }
             match self.proven_connection(address).await {
                 // For its age, any that is as good; for its certificates, only one with later ones.
-                Ok(next) if next.life.ends > life.ends || now < life.due => return Renewal::Ready(next),
+                Ok(next) if next.life.ends > life.ends || now < life.due => {
+                    return Renewal::Ready(Box::new(next));
+                }
                 Ok(_) => {
                     tracing::debug!(peer = %self.link.peer(), "no later certificates for a new connection yet");
                     let left = life.left(clock.now());
@@ -167,7 +169,10 @@ impl<J: LinkJudge> Dialler<J> {
             tokio::time::timeout(transport::HANDSHAKE_DEADLINE, knock(connected.sender.clone(), address));
         match knocking.await {
             Ok(Ok(())) => Ok(connected),
-            Ok(Err(why)) => Err(DialError::Http(address.to_owned(), why)),
+            Ok(Err(why)) => Err(match connected.gauge.refused() {
+                Some(refused) => DialError::Refused(address.to_owned(), refused),
+                None => DialError::Http(address.to_owned(), why),
+            }),
             Err(_) => Err(DialError::Http(address.to_owned(), "no answer within 5 s".to_owned())),
         }
     }

@@ -9,13 +9,13 @@ use hamlet_core::imported::ImportCounts;
 use hamlet_core::rejection::one_line;
 use hamlet_core::{PeerName, Rejection};
 
-use super::{Connection, KEY_SHOWN, Link, LinkConfig};
+use super::{Connection, KEY_SHOWN, LEFT, Link, LinkConfig};
 use crate::beat::PeerBeat;
 use crate::consumer::{ConsumerStats, ProofVerdict};
 use crate::dialect::Dialect;
 use crate::kind::{LinkJudge, PeerViews};
 use crate::owner::{OwnerStats, Window};
-use crate::session::{PeerClass, Stall, StreamSession};
+use crate::session::{PeerClass, Stall, StreamEnd, StreamSession};
 use crate::transcript::TranscriptEntry;
 use crate::wire::hamlet::federation::v1 as ext;
 
@@ -111,6 +111,13 @@ pub struct LinkStatus {
 }
 
 impl<J: LinkJudge> Link<J> {
+    /// The end of an attempt in the light of the peer's last goodbye: one that said that it leaves for good
+    /// says no more by refusing our certificate.
+    pub(crate) fn after_goodbye(&self, end: StreamEnd) -> StreamEnd {
+        let left = end.is_shut_out() && self.left.load(Ordering::Relaxed);
+        if left { StreamEnd::shut_out(LEFT) } else { end }
+    }
+
     /// The link for people and metrics.
     pub fn status(&self) -> LinkStatus {
         let now = self.context.clock.now();

@@ -101,6 +101,38 @@ fn a_peer_whose_bundle_is_exchanged_is_cut_and_shown_as_refused_until_it_is_put_
 }
 
 #[test]
+fn an_owner_that_expects_another_id_is_shown_as_refused_at_the_consumer_and_its_log_says_which() {
+    let raw = Workload::echo();
+    let two = two_with_raw(&raw);
+    let document = two.acme.folder.join("peer-globex.yaml");
+    let good = fs::read_to_string(&document).unwrap();
+    let other = good.replace("hamlet/agent\"]", "hamlet/another\"]");
+    assert_ne!(good, other);
+
+    two.acme.write("peer-globex.yaml", &other);
+    let told = "refuses our certificate (TLS alert certificate_unknown): it has no Peer for us";
+    let refused = two.globex.until_peer(&two.acme, "refused");
+    let reason = refused["state"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.starts_with(&format!("{} {told}", two.acme.at.agent)), "{refused}");
+    assert!(two.globex.service("acme/raw").is_some(), "a refusal withdraws nothing");
+    let listed = two.globex.cli(&["get", "peers"]);
+    assert!(listed.code == 0 && listed.out.contains("Refused"), "{listed:?}");
+    let shown = two.globex.cli(&["describe", "peer", "acme"]);
+    assert!(shown.code == 0 && shown.out.contains(told), "{shown:?}");
+    let status = two.globex.cli(&["status"]);
+    assert!(status.code == 3 && status.out.contains("peer/acme: refused"), "{status:?}");
+    // Where it says to look.
+    let there = two.acme.cli(&["describe", "peer", "globex"]);
+    let named = "is not a configured agent of peer globex";
+    assert!(there.out.contains("Refused logins") && there.out.contains(named), "{there:?}");
+    assert!(two.acme.log().contains("refused a connection to the agent port"));
+
+    two.acme.write("peer-globex.yaml", &good);
+    two.until_in_sync();
+    echo(&mut connect(two.egress("raw").unwrap()).unwrap(), "after").unwrap();
+}
+
+#[test]
 fn a_context_value_works_when_both_have_it_and_is_named_as_the_reason_when_they_differ() {
     let raw = Workload::echo();
     let mut two = Two::new();

@@ -238,12 +238,10 @@ fn a_removal_that_a_crash_cut_short_stays_one_and_the_peer_is_refused_and_holds_
         assert_eq!(two.acme.cli(&command).code, 5, "{command:?}");
     }
     assert!(!two.acme.data().join("peers/globex.pem").exists(), "its files went with it");
-    // The other side is refused, and keeps to its hold time: nobody said that we leave for good. A
-    // TLS 1.3 client may see no more of a refusal than the end, so it is either of the two states.
-    until("globex is refused", || {
-        let state = two.globex.peer(&two.acme)["state"]["kind"].clone();
-        if state == "refused" || state == "down" { Ok(()) } else { Err(state.to_string()) }
-    });
+    // The other side is refused, and keeps to its hold time: nobody said that we leave for good.
+    let refused = two.globex.until_peer(&two.acme, "refused");
+    let reason = refused["state"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("refuses our certificate (TLS alert certificate_unknown)"), "{refused}");
     until_true("acme has refused it", || two.acme.log().contains("refused a connection to the agent port"));
     assert!(two.globex.service("acme/raw").is_some());
     let fails = connect(at).and_then(|mut s| echo(&mut s, "out"));
