@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use hamlet_admin::api::{
-    AgentStatus, AnchorStatus, AuthorityStatus, BeatStatus, BundleStatus, IdentityStatus, ImportProgress,
+    AgentStatus, AnchorStatus, AuditStatus, AuthorityStatus, BeatStatus, BundleStatus, IdentityStatus, ImportProgress,
     ListenerStatus, OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus, SourceStatus,
     StallKind, WorkloadApiStatus,
 };
@@ -62,6 +62,7 @@ fn scrape() -> String {
         sources: vec![SourceStatus { name: "file".into(), ..Default::default() }],
         authority: Some(AuthorityStatus::default()),
         workload_api: Some(WorkloadApiStatus::default()),
+        audit: Some(AuditStatus::default()),
         ..Default::default()
     };
     text.render(Scrape { agent: &agent, peers: &[peer], services: &[], readiness: &[] })
