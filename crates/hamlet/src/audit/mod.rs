@@ -10,8 +10,6 @@
 mod entry;
 mod known;
 mod log;
-#[cfg(test)]
-mod tests;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -46,3 +44,6 @@ pub(crate) fn folder_in(data: &Path) -> PathBuf {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests;
