@@ -333,9 +333,11 @@ fn write_report(
     agent: Option<AnchorSeen>,
     out: &mut Out,
 ) -> anyhow::Result<()> {
-    let (entries, files) = (report.entries, report.files.len());
+    let plural = |n: u64, one: &str, more: &str| format!("{n} {}", if n == 1 { one } else { more });
+    let entries = plural(report.entries, "entry", "entries");
+    let files = plural(report.files.len() as u64, "file", "files");
     let last = report.head.sequence;
-    writeln!(out, "{}: {entries} entries in {files} files", folder.display())?;
+    writeln!(out, "{}: {entries} in {files}", folder.display())?;
     match report.first {
         None => {}
         Some(1) => writeln!(out, "entries 1 to {last}: from the very first")?,
