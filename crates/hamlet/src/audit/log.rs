@@ -37,7 +37,8 @@ impl std::str::FromStr for Head {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Head, String> {
-        let bad = || "a head is a number, a colon and 64 digits, as `hamlet audit verify` writes it".to_owned();
+        let bad =
+            || "a head is a number, a colon and 64 digits, as `hamlet audit verify` writes it".to_owned();
         let (sequence, hash) = text.split_once(':').ok_or_else(bad)?;
         let pairs = hash.as_bytes().chunks(2);
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();

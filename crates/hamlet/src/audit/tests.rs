@@ -67,7 +67,8 @@ fn entries_are_lines_of_json_that_name_the_line_before_and_are_the_owners_alone(
     AuditLog::open(&inner, SMALL, AT, None).unwrap();
     assert_eq!(mode(&inner), 0o700);
     assert_eq!(head.to_string().parse(), Ok(head));
-    for bad in ["", "1", "1:ab", "x:00", &format!("1:{}", "é".repeat(32)), &format!("1:{}", "0".repeat(66))] {
+    for bad in ["", "1", "1:ab", "x:00", &format!("1:{}", "é".repeat(32)), &format!("1:{}", "0".repeat(66))]
+    {
         assert!(bad.parse::<Head>().is_err(), "{bad}");
     }
 }
@@ -84,11 +85,7 @@ fn a_changed_removed_moved_or_foreign_line_is_found_and_its_place_said() {
             Break::Altered { at: at(3), sequence: 3, next: 4 },
         ),
         ("a blank more", |l| l[2] += " ", Break::Altered { at: at(3), sequence: 3, next: 4 }),
-        (
-            "a removed line",
-            |l| drop(l.remove(3)),
-            Break::Missing { at: at(4), from: 4, to: 4 },
-        ),
+        ("a removed line", |l| drop(l.remove(3)), Break::Missing { at: at(4), from: 4, to: 4 }),
         ("several", |l| drop(l.drain(2..4)), Break::Missing { at: at(3), from: 3, to: 4 }),
         ("two swapped", |l| l.swap(2, 3), Break::Missing { at: at(3), from: 3, to: 3 }),
         ("one twice", |l| l.insert(3, l[2].clone()), Break::Moved { at: at(4), sequence: 3, after: 3 }),

@@ -122,11 +122,7 @@ pub(crate) struct Report {
 ///
 /// # Errors
 /// Of the disk, or because a file is larger than the agent ever writes one.
-pub(crate) fn walk(
-    folder: &Path,
-    anchor: Option<Head>,
-    visit: &mut dyn FnMut(&Entry),
-) -> io::Result<Report> {
+pub(crate) fn walk(folder: &Path, anchor: Option<Head>, visit: &mut dyn FnMut(&Entry)) -> io::Result<Report> {
     let report = Report { files: files(folder)?, ..Report::default() };
     let mut walker = Walker { report, anchor, before: None, odd: None };
     let mut expected = None;
@@ -205,12 +201,11 @@ impl Walker {
                 // What an older file said is gone with it.
                 None if sequence == 1 && !follows => self.found(Break::Beginning { at: at.clone() }),
                 None => {}
-                Some((before, place)) if Some(sequence) == before.checked_add(1) => {
-                    if !follows {
-                        let (at, next) = (place, sequence);
-                        self.found(Break::Altered { at, sequence: before, next });
-                    }
+                Some((before, place)) if Some(sequence) == before.checked_add(1) && !follows => {
+                    let (at, next) = (place, sequence);
+                    self.found(Break::Altered { at, sequence: before, next });
                 }
+                Some((before, _)) if Some(sequence) == before.checked_add(1) => {}
                 Some((before, _)) if sequence > before => {
                     let (at, from, to) = (at.clone(), before + 1, sequence - 1);
                     self.found(Break::Missing { at, from, to });

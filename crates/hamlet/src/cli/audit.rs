@@ -350,7 +350,10 @@ fn write_report(
         writeln!(out, "{place}: left by half in a crash, and marked so")?;
     }
     if let Tail::Torn { bytes } = report.tail {
-        writeln!(out, "the last line is a part of {bytes} bytes, as a crash leaves it; the agent marks it at its start")?;
+        writeln!(
+            out,
+            "the last line is a part of {bytes} bytes, as a crash leaves it; the agent marks it at its start"
+        )?;
     }
     match report.anchor {
         Some(AnchorSeen::Held) => writeln!(out, "the anchor holds: nothing up to it was changed")?,
@@ -381,10 +384,7 @@ mod tests {
     #[test]
     fn a_time_to_look_back_to_is_a_duration_or_a_moment_and_odd_ones_are_refused() {
         assert_eq!(Since::parse("7d"), Ok(Since::Ago(Duration::from_secs(7 * 86_400))));
-        assert_eq!(
-            Since::parse("2026-11-23T08:00:00Z"),
-            Ok(Since::At(Duration::from_secs(1_795_420_800)))
-        );
+        assert_eq!(Since::parse("2026-11-23T08:00:00Z"), Ok(Since::At(Duration::from_secs(1_795_420_800))));
         for (bad, good) in [("", "1s"), ("5", "5m"), ("5x", "5h"), ("-1s", "1s"), ("2026-11-23", "9d")] {
             assert!(Since::parse(bad).is_err(), "{bad:?} was accepted");
             assert!(Since::parse(good).is_ok(), "{good:?} was refused");

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use hamlet_admin::api::{
-    AgentStatus, AnchorStatus, AuditStatus, AuthorityStatus, BeatStatus, BundleStatus, IdentityStatus, ImportProgress,
-    ListenerStatus, OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus, SourceStatus,
-    StallKind, WorkloadApiStatus,
+    AgentStatus, AnchorStatus, AuditStatus, AuthorityStatus, BeatStatus, BundleStatus, IdentityStatus,
+    ImportProgress, ListenerStatus, OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus,
+    SourceStatus, StallKind, WorkloadApiStatus,
 };
 use hamlet_admin::metrics::{MetricsText, PeeringMetrics, PeeringSide, Scrape};
 use hamlet_gateway::metrics::{ConnectionLabels, ListenerLabels, ResponseLabels};

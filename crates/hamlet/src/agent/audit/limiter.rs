@@ -104,7 +104,9 @@ mod tests {
         let passed = (0..500).filter(|n| limiter.admit(draft(stranger(n % 250), "proof"), now).is_some());
         assert_eq!(passed.count() as u64, AUDIT_STRANGERS, "whatever the address");
         assert!(limiter.admit(draft(stranger(1), "used"), now).is_some(), "another reason counts by itself");
-        assert!((0..500).all(|_| limiter.admit(draft(Actor::Operator { uid: None }, "proof"), now).is_some()));
+        assert!(
+            (0..500).all(|_| limiter.admit(draft(Actor::Operator { uid: None }, "proof"), now).is_some())
+        );
         assert!(limiter.due(now + AUDIT_WINDOW - Duration::from_millis(1)).is_empty());
         let due = limiter.due(now + AUDIT_WINDOW);
         assert_eq!(due.iter().map(|d| d.times).collect::<Vec<_>>(), [500 - AUDIT_STRANGERS]);

@@ -285,3 +285,58 @@ impl Waiting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Entry, walk};
+    use hamlet_runtime::ManualClock;
+
+    fn entries(folder: &Path) -> Vec<Entry> {
+        let mut all = vec![];
+        let report = walk(folder, None, &mut |entry| all.push(entry.clone())).unwrap();
+        assert!(report.breaks.is_empty(), "{report:?}");
+        all
+    }
+
+    #[test]
+    fn what_can_t_be_written_waits_in_order_and_what_has_no_place_is_counted_in_the_audit_itself() {
+        let data = tempfile::tempdir().unwrap();
+        let folder = folder_in(data.path());
+        std::fs::write(&folder, "in the way").unwrap();
+        let clock = ManualClock::at(Duration::from_secs(1_795_420_800));
+        let audit = Audit::open(data.path(), clock.clone());
+        let more = 7;
+        for n in 0..AUDIT_QUEUE as u64 + more {
+            let mut draft = audit.draft(Actor::Operator { uid: Some(0) }, Action::PeerPaused);
+            draft.subject.count = Some(n);
+            audit.record(draft);
+        }
+        assert!(!audit.flush());
+        let status = audit.status();
+        assert!(status.error.is_some() && status.failures >= 2 && status.sequence == 0, "{status:?}");
+        assert_eq!((status.waiting, status.lost), (AUDIT_QUEUE as u64, more));
+
+        std::fs::remove_file(&folder).unwrap();
+        assert!(audit.flush());
+        let (all, status) = (entries(&folder), audit.status());
+        assert_eq!((status.waiting, status.lost, status.error), (0, more, None));
+        let counts = all.iter().filter(|e| e.action == "peer-paused").map(|e| e.subject.count.unwrap());
+        assert!(counts.eq(0..AUDIT_QUEUE as u64), "all that had a place, in order");
+        let lost: Vec<&Entry> = all.iter().filter(|e| e.action == "entries-lost").collect();
+        assert_eq!(lost.iter().map(|e| e.subject.count).collect::<Vec<_>>(), [Some(more)]);
+
+        // What is only counted is told at the latest at the end.
+        for _ in 0..100 {
+            let mut draft = audit.draft(Actor::Stranger { address: None }, Action::LoginsRefused);
+            draft.subject.reason = Some("unknown-issuer".into());
+            audit.record(draft);
+        }
+        audit.close();
+        let all = entries(&folder);
+        let logins: Vec<u64> = all.iter().filter(|e| e.action == "logins-refused").map(|e| e.times).collect();
+        assert_eq!((logins.iter().sum::<u64>(), logins.len() as u64), (100, limiter::AUDIT_STRANGERS + 1));
+        assert_eq!(all.last().unwrap().action, "agent-stopped");
+        assert_eq!(audit.status().head.split(':').next(), Some(all.len().to_string().as_str()));
+    }
+}

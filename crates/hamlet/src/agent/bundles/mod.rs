@@ -238,7 +238,8 @@ impl PeerBundles {
 
     /// From where what proves the peer comes; `made` if a token made it.
     pub(super) fn source(&self, peer: &PeerConfig, made: bool) -> &'static str {
-        let held = || self.followed.lock().get(&peer.name).and_then(|f| Some(f.held.as_ref()?.channel().word()));
+        let held =
+            || self.followed.lock().get(&peer.name).and_then(|f| Some(f.held.as_ref()?.channel().word()));
         match made {
             _ if peer.workload_api => WORKLOAD_API,
             true => held().unwrap_or(TOKEN),
