@@ -17,4 +17,4 @@ pub mod source;
 pub use client::{Client, ClientError, Watch};
 pub use metrics::MetricsText;
 pub use server::{AdminSocket, ServeError};
-pub use source::{BoxFuture, StateSource};
+pub use source::{BoxFuture, Caller, StateSource};

@@ -143,6 +143,14 @@ metrics! {
         store_entries: Number,
         /// Size of the store's file in bytes.
         store_size_bytes: Number,
+        /// Whether the audit can be written (1) or not (0); the agent goes on all the same.
+        audit_writable: Number,
+        /// The number of the audit's last entry.
+        audit_sequence: Number,
+        /// Attempts to write the audit that failed since the start.
+        audit_failures: Number,
+        /// Entries of the audit that are lost, because too many waited while nothing could be written.
+        audit_lost: Number,
         /// Tasks that run.
         tasks_running: Number,
         /// Tasks that failed and are still listed.
@@ -310,6 +318,12 @@ impl StateMetrics {
         self.store_healthy.set(flag(agent.store.healthy));
         self.store_entries.set(number(agent.store.entries));
         self.store_size_bytes.set(number(agent.store.size_bytes));
+        if let Some(audit) = &agent.audit {
+            self.audit_writable.set(flag(audit.error.is_none()));
+            self.audit_sequence.set(number(audit.sequence));
+            self.audit_failures.set(number(audit.failures));
+            self.audit_lost.set(number(audit.lost));
+        }
         self.tasks_running.set(number(agent.tasks.running));
         self.tasks_failed.set(number(agent.tasks.failed.len() as u64));
         for listener in &agent.listeners {

@@ -115,6 +115,8 @@ pub struct ImportState<J: Judge = ServiceJudge> {
     pub last_end: Mutex<Option<String>>,
     /// What a foreign owner's silence means.
     pub settle: Mutex<Settle>,
+    /// How often the owner said goodbye for good, and how many entries went with the last one.
+    pub farewells: Mutex<(u64, u64)>,
 }
 
 /// The committer task of one peer.
@@ -343,6 +345,10 @@ impl<J: LinkJudge> Importer<J> {
     async fn withdraw_all(&mut self) {
         let entries = self.state.slice.lock().counts().in_force;
         tracing::warn!(peer = %self.peer, entries, "the peer leaves for good; its services are withdrawn");
+        {
+            let mut farewells = self.state.farewells.lock();
+            *farewells = (farewells.0.saturating_add(1), entries);
+        }
         self.forget().await;
     }
 

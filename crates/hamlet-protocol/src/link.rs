@@ -290,6 +290,7 @@ impl<J: LinkJudge> Link<J> {
             commit_error: Mutex::new(None),
             last_end: Mutex::new(None),
             settle: Mutex::new(Settle::new()),
+            farewells: Mutex::default(),
             committing: Mutex::new(None),
         });
         let work = Arc::new(Notify::new());
@@ -723,6 +724,12 @@ impl<J: LinkJudge> Link<J> {
             self.set_connection(connection, Some(end.message.clone()));
         }
         self.bump();
+    }
+
+    /// How often the peer said goodbye for good (LEAVING) since we started, and how many entries were
+    /// withdrawn with the last one.
+    pub fn farewells(&self) -> (u64, u64) {
+        *self.state.farewells.lock()
     }
 
     /// Streams so far.

@@ -68,6 +68,7 @@ impl Lonely {
             committing: Mutex::new(None),
             last_end: Mutex::new(None),
             settle: Mutex::new(Settle::new()),
+            farewells: Mutex::default(),
         });
         let (ask, requests) = mpsc::channel(4);
         let parts = ImporterParts {

@@ -172,6 +172,26 @@ pub struct PlannedStatus {
     pub why: String,
 }
 
+/// The audit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuditStatus {
+    /// The folder of its files.
+    pub folder: String,
+    /// The last entry that is durable.
+    pub sequence: u64,
+    /// That entry and the SHA-256 of its line, as `hamlet audit verify --anchor` takes it.
+    pub head: String,
+    /// Entries that wait to be written.
+    pub waiting: u64,
+    /// Entries that had no place while nothing could be written, and are lost.
+    pub lost: u64,
+    /// Attempts to write that failed since the agent started.
+    pub failures: u64,
+    /// Why nothing can be written; the agent goes on.
+    pub error: Option<String>,
+}
+
 /// The agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -211,6 +231,9 @@ pub struct AgentStatus {
     /// Invitations to peer that somebody may still use.
     #[serde(default, skip_serializing_if = "is_none_open")]
     pub invitations_open: u64,
+    /// Its audit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditStatus>,
 }
 
 fn is_none_open(count: &u64) -> bool {
@@ -221,7 +244,7 @@ fn is_none_open(count: &u64) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// What it concerns: `config`, `store`, `task/<name>`, `listener/<name>`, `identity/<role>`,
+    /// What it concerns: `config`, `store`, `audit`, `task/<name>`, `listener/<name>`, `identity/<role>`,
     /// `peer/<name>`, `ready/<check>`.
     pub about: String,
     /// What is wrong, and what to do.
@@ -314,6 +337,10 @@ impl AgentStatus {
             if let Some(message) = source.problem() {
                 add(format!("source/{}", source.name), message);
             }
+        }
+        if let Some(error) = self.audit.as_ref().and_then(|audit| audit.error.as_ref()) {
+            let hint = "see to the disk and the folder's owner; changes go on unaudited until it is mended";
+            add("audit".into(), format!("it can't be written: {error}; {hint}"));
         }
         if let Some(message) = &self.ca_problem {
             add("identity/ca".into(), message.clone());

@@ -52,6 +52,20 @@ pub struct OursThere {
     pub message: Option<String>,
 }
 
+/// The last change of what proves a peer, as the audit has it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RootsChange {
+    /// When, in seconds since the Unix epoch.
+    pub at_s: u64,
+    /// How it came: a word of [`BundleStatus::source`].
+    pub source: String,
+    /// SHA-256 of the CAs that came.
+    pub added: Vec<String>,
+    /// SHA-256 of the CAs that went.
+    pub removed: Vec<String>,
+}
+
 /// A peer's bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -100,6 +114,9 @@ pub struct BundleStatus {
     /// What the peer said of our bundle; absent while it has said nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ours: Option<OursThere>,
+    /// The last change of the CAs in force; `hamlet audit` has all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed: Option<RootsChange>,
 }
 
 impl BundleStatus {

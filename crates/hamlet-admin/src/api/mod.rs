@@ -16,12 +16,12 @@ pub mod transcript;
 
 pub use age::human_age;
 pub use agent::{
-    AgentStatus, AuthorityStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus, MissingPeer,
-    PlannedStatus, Problem, ReadyCheck, ReloadProblems, ReloadReport, SourceStatus, StatusReport,
-    StoreStatus, TaskFailure, TaskStatus, WorkloadApiStatus,
+    AgentStatus, AuditStatus, AuthorityStatus, ConfigStatus, Confirmed, IdentityStatus, ListenerStatus,
+    MissingPeer, PlannedStatus, Problem, ReadyCheck, ReloadProblems, ReloadReport, SourceStatus,
+    StatusReport, StoreStatus, TaskFailure, TaskStatus, WorkloadApiStatus,
 };
 pub use bundle::{
-    AnchorStatus, AnnouncedStatus, BundleSet, BundleSetError, BundleStatus, OursThere, OwnBundle,
+    AnchorStatus, AnnouncedStatus, BundleSet, BundleSetError, BundleStatus, OursThere, OwnBundle, RootsChange,
 };
 pub use list::{ApiError, ErrorBody, ErrorCode, Found, Kind, List, Listed, find};
 pub use peer::{

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hamlet_runtime::{Shutdown, Spawner};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
 use crate::limits;
-use crate::source::StateSource;
+use crate::source::{Caller, StateSource};
 
 pub use routes::{admin_router, health_router};
 
@@ -131,6 +131,8 @@ pub async fn start_health(
 trait Accept: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
     fn accept(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+    /// Who is on the other end, as the kernel says.
+    fn caller(stream: &Self::Stream) -> Caller;
 }
 struct Unix(UnixListener);
 impl Accept for Unix {
@@ -138,12 +140,18 @@ impl Accept for Unix {
     async fn accept(&self) -> std::io::Result<Self::Stream> {
         Ok(self.0.accept().await?.0)
     }
+    fn caller(stream: &Self::Stream) -> Caller {
+        Caller { uid: stream.peer_cred().ok().map(|cred| cred.uid()) }
+    }
 }
 struct Tcp(TcpListener);
 impl Accept for Tcp {
     type Stream = tokio::net::TcpStream;
     async fn accept(&self) -> std::io::Result<Self::Stream> {
         Ok(self.0.accept().await?.0)
+    }
+    fn caller(_: &Self::Stream) -> Caller {
+        Caller::default()
     }
 }
 
@@ -170,7 +178,8 @@ impl Served {
                     continue;
                 }
             };
-            let connection = serve_connection(stream, self.router.clone(), self.stop.clone());
+            let router = self.router.clone().layer(Extension(A::caller(&stream)));
+            let connection = serve_connection(stream, router, self.stop.clone());
             self.spawner.spawn(self.name, async move {
                 connection.await;
                 drop(slot);

@@ -16,7 +16,7 @@ use crate::api::{
     Origin, PeerStatus, PublicationStatus, ServiceStatus, StatusReport, find,
 };
 use crate::limits;
-use crate::source::StateSource;
+use crate::source::{Caller, StateSource};
 
 #[derive(Clone)]
 struct App {
@@ -199,8 +199,8 @@ fn list_line(app: &App, kind: Kind) -> Bytes {
     line.into()
 }
 
-async fn reload(State(app): State<App>) -> Response {
-    match app.source.reload().await {
+async fn reload(State(app): State<App>, extensions: http::Extensions) -> Response {
+    match app.source.reload(caller(&extensions)).await {
         Ok(report) => Json(report).into_response(),
         Err(problems) => {
             let count = problems.problems.len();
@@ -213,11 +213,16 @@ async fn reload(State(app): State<App>) -> Response {
     }
 }
 
-async fn confirm_withdrawals(State(app): State<App>) -> Response {
-    Json(Confirmed { released: app.source.confirm_withdrawals() }).into_response()
+/// Who is on the connection, as its acceptor noted.
+fn caller(extensions: &http::Extensions) -> Caller {
+    extensions.get::<Caller>().copied().unwrap_or_default()
 }
 
-async fn peering(State(app): State<App>, body: Bytes) -> Response {
+async fn confirm_withdrawals(State(app): State<App>, extensions: http::Extensions) -> Response {
+    Json(Confirmed { released: app.source.confirm_withdrawals(caller(&extensions)) }).into_response()
+}
+
+async fn peering(State(app): State<App>, extensions: http::Extensions, body: Bytes) -> Response {
     let parsed = (body.len() <= limits::BODY_BYTES).then(|| serde_json::from_slice(&body).ok()).flatten();
     let Some(request) = parsed else {
         // What the body says isn't quoted: a token may be in it.
@@ -226,7 +231,7 @@ async fn peering(State(app): State<App>, body: Bytes) -> Response {
         let body = ApiError { code: ErrorCode::Request, message, candidates: vec![], problems: None };
         return error(StatusCode::BAD_REQUEST, body);
     };
-    match app.source.peering(request).await {
+    match app.source.peering(caller(&extensions), request).await {
         Ok(answer) => Json(answer).into_response(),
         Err(refused) => {
             let status = match refused.code {
@@ -266,8 +271,13 @@ async fn own_bundle(State(app): State<App>) -> Response {
 }
 
 /// The body is the bundle; axum bounds its size.
-async fn set_bundle(State(app): State<App>, Path(peer): Path<String>, body: Bytes) -> Response {
-    match app.source.set_bundle(&peer, body).await {
+async fn set_bundle(
+    State(app): State<App>,
+    Path(peer): Path<String>,
+    extensions: http::Extensions,
+    body: Bytes,
+) -> Response {
+    match app.source.set_bundle(caller(&extensions), &peer, body).await {
         Ok(set) => Json(set).into_response(),
         Err(BundleSetError::NoPeer) => {
             let shown = hamlet_core::rejection::one_line(&peer, 256);

@@ -11,7 +11,7 @@ use hamlet_admin::api::{
     TranscriptPage,
 };
 use hamlet_admin::metrics::Scrape;
-use hamlet_admin::{AdminSocket, BoxFuture, Client, MetricsText, StateSource};
+use hamlet_admin::{AdminSocket, BoxFuture, Caller, Client, MetricsText, StateSource};
 use hamlet_runtime::{Shutdown, Supervisor};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -68,7 +68,7 @@ impl StateSource for Fake {
     fn readiness(&self) -> Vec<ReadyCheck> {
         self.state.lock().ready.clone()
     }
-    fn reload(&self) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
+    fn reload(&self, _caller: Caller) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
         let problems = self.state.lock().reload.clone();
         Box::pin(async move {
             match problems {
@@ -77,7 +77,7 @@ impl StateSource for Fake {
             }
         })
     }
-    fn confirm_withdrawals(&self) -> u64 {
+    fn confirm_withdrawals(&self, _caller: Caller) -> u64 {
         3
     }
     fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage> {
@@ -91,6 +91,7 @@ impl StateSource for Fake {
     }
     fn set_bundle(
         &self,
+        _caller: Caller,
         peer: &str,
         bytes: bytes::Bytes,
     ) -> BoxFuture<'_, Result<BundleSet, BundleSetError>> {
@@ -104,7 +105,11 @@ impl StateSource for Fake {
         };
         Box::pin(async move { answer })
     }
-    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+    fn peering(
+        &self,
+        _caller: Caller,
+        request: PeeringRequest,
+    ) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
         let missing = || ApiError {
             code: ErrorCode::NotFound,
             message: "there is no such peer".to_owned(),

@@ -10,6 +10,7 @@ use hamlet_identity::watch::IdentityWatch;
 use hamlet_runtime::Shutdown;
 
 use super::Agent;
+use super::audit::Taken;
 use super::bundles::own_file;
 use crate::config::{self, Config, Loaded, Problems};
 
@@ -55,6 +56,7 @@ impl Agent {
     }
 
     async fn take(self: Arc<Agent>, reading: Result<FolderSnapshot, FolderError>) {
+        let files = reading.as_ref().ok().map(|snapshot| snapshot.fingerprint);
         let loaded = match reading {
             Ok(snapshot) if snapshot.files.is_empty() => Err(config::nothing_to_read(&self.path)),
             Ok(snapshot) => {
@@ -72,13 +74,13 @@ impl Agent {
             Err(error) => Err(config::unreadable(&error)),
         };
         match loaded {
-            Ok(loaded) => self.apply(loaded).await,
-            Err(problems) => self.refuse(&problems),
+            Ok(loaded) => self.apply(loaded, files).await,
+            Err(problems) => self.refuse(&problems, files),
         }
         self.bump();
     }
 
-    fn refuse(&self, problems: &Problems) {
+    fn refuse(&self, problems: &Problems, files: Option<[u8; 32]>) {
         let errors: Vec<String> = problems.errors().map(ToString::to_string).collect();
         let mut load = self.load.lock();
         // The same problems read again (a reload beside the watch) are no news.
@@ -86,18 +88,21 @@ impl Agent {
             for problem in &errors {
                 tracing::error!(%problem, "configuration refused; the last good one stays in force");
             }
+            self.audit.not_configured(files, errors.len());
         }
         load.errors = errors;
         load.rendered = problems.render(false);
         load.failed_at = Some(self.clock.now());
     }
 
-    async fn apply(self: &Arc<Agent>, loaded: Loaded) {
+    async fn apply(self: &Arc<Agent>, loaded: Loaded, files: Option<[u8; 32]>) {
         let old = self.config();
         let changes = differences(&old, &loaded.config);
         let needs_restart = needs_restart(&old, &loaded.config);
         let new = Arc::new(loaded.config);
         self.config.store(new.clone());
+        let made = self.peering.ledger().peers.keys().cloned().collect();
+        self.audit.configured(&old, &new, Taken { files, changes: &changes, made });
         // Trust first when it shrinks or grows: a removed peer is out before anything else.
         self.believe();
         self.connection_limits.store(Arc::new((&new.mesh.limits).into()));

@@ -5,6 +5,7 @@
 
 mod applied;
 mod apply;
+mod audit;
 pub(crate) mod bundles;
 mod expiry;
 mod identity;
@@ -171,6 +172,7 @@ async fn live(
             return Ok(Exit::Failed.into());
         }
     }
+    agent.close_audit().await;
     agent.close_store().await;
     tracing::info!("stopped");
     Ok(Exit::Good.into())
@@ -200,6 +202,7 @@ async fn start(
     let config = &loaded.config;
     let entered = listeners::gateway(config, workload_api, clock.clone(), gateway_spawner, traffic).await?;
     let agent = Agent::open(options, clock, (loaded, kept), entered, supervisors.control.spawner()).await?;
+    agent.start_audit(snapshot.fingerprint);
     // What the store kept is served before any peer is reached.
     agent.refresh_own_bundle().await;
     agent.start_peers().await;

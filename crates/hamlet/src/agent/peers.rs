@@ -93,6 +93,7 @@ impl Agent {
     pub(super) fn believe(&self) {
         let mut distrusted = self.distrusted.lock();
         *distrusted = trust_of(&self.config(), &self.peering.ledger(), &self.bundles, &self.trust);
+        self.audit_roots();
     }
 
     /// What a link is to do, as configured.

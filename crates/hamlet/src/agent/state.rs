@@ -30,6 +30,7 @@ use hamlet_store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::audit::Audit;
 use super::bundles::{OwnBundles, PeerBundles, StreamBundles};
 use super::listeners::Entered;
 use super::peering::{Kept, Peering};
@@ -86,6 +87,8 @@ pub(crate) struct Agent {
     pub(super) ca_problem: Option<String>,
     pub(super) gateway: Gateway,
     pub(super) store: Arc<Store>,
+    /// Who changed what, for people who ask later.
+    pub(super) audit: Arc<Audit>,
     /// Invitations, and the peers that tokens made.
     pub(super) peering: Peering,
     /// What the store kept of peers that have no link yet.
@@ -140,6 +143,10 @@ impl Agent {
                 opened.context("opening the store was interrupted")??
             }
         };
+        // The store's lock is that of the whole data folder.
+        let (data, times) = (mesh.data.clone(), clock.clone());
+        let audit = spawner.spawn_blocking(move || Audit::open(&data, times)).await;
+        let audit = audit.context("opening the audit was interrupted")?;
         let damage = opened.damage.map(|d| d.to_string());
         if let Some(damage) = &damage {
             tracing::error!(%damage, "the store was damaged; what is missing will be asked for again");
@@ -201,6 +208,7 @@ impl Agent {
             ca_problem: entered.own.ca_problem,
             gateway: entered.gateway,
             store: opened.store,
+            audit,
             peering,
             kept: Mutex::new(opened.peers),
             damage,

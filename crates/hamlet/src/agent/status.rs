@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hamlet_admin::Caller;
 use hamlet_admin::api::{
     AgentStatus, ApiError, BundleSet, BundleSetError, ConfigStatus, CrlStatus, Event, ImportStatus,
     InstanceStatus, Origin, OwnBundle, PeerState, PeerStatus, PeeringAnswer, PeeringRequest, Programming,
@@ -21,8 +22,10 @@ use hamlet_runtime::{Shutdown, TaskState};
 use tokio::sync::watch;
 
 use super::Agent;
+use super::audit::operator;
 use super::liveness::{age_of, fingerprint, import_progress, line, ms, peer_state, peer_status};
 use super::policy::published;
+use crate::audit::Action;
 use crate::cli::version::BUILD;
 use crate::config::Config;
 
@@ -238,6 +241,7 @@ impl StateSource for Agent {
             ca_problem: self.ca_problem.clone(),
             sources: vec![self.file_source()],
             invitations_open: self.invitations_open(),
+            audit: Some(self.audit.status()),
         }
     }
 
@@ -264,6 +268,7 @@ impl StateSource for Agent {
                 .map(|p| self.bundles.status(p, ledger.peers.get(&l.peer), in_force.as_deref(), now, wall));
             if let Some(bundle) = &mut peer.bundle {
                 bundle.ours = self.ours_at(&l.peer);
+                bundle.changed = self.audit.roots_change(&l.peer);
             }
             peer.trust_domain.clone_from(&domain);
             peer.crl = self.trust.peer(&l.peer).and_then(|trust| crl_status(&trust, wall));
@@ -341,11 +346,16 @@ impl StateSource for Agent {
 
     fn set_bundle(
         &self,
+        caller: Caller,
         peer: &str,
         bytes: bytes::Bytes,
     ) -> BoxFuture<'_, Result<BundleSet, BundleSetError>> {
-        let peer = peer.to_owned();
-        Box::pin(async move { self.override_bundle(&peer, &bytes).await })
+        let (peer, actor) = (peer.to_owned(), operator(caller));
+        Box::pin(async move {
+            let set = self.audit.asked_by(actor.clone(), self.override_bundle(&peer, &bytes)).await;
+            self.audit.bundle_set(actor, &peer, &set);
+            set
+        })
     }
 
     fn readiness(&self) -> Vec<ReadyCheck> {
@@ -365,12 +375,18 @@ impl StateSource for Agent {
         vec![ReadyCheck::ok("config"), store, identity, running]
     }
 
-    fn reload(&self) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
-        Box::pin(Agent::reload(self))
+    fn reload(&self, caller: Caller) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
+        Box::pin(self.audit.asked_by(operator(caller), Agent::reload(self)))
     }
 
-    fn confirm_withdrawals(&self) -> u64 {
-        Agent::confirm_withdrawals(self) as u64
+    fn confirm_withdrawals(&self, caller: Caller) -> u64 {
+        let released = Agent::confirm_withdrawals(self) as u64;
+        if released > 0 {
+            let mut draft = self.audit.draft(operator(caller), Action::WithdrawalsConfirmed);
+            draft.subject.count = Some(released);
+            self.audit.record(draft);
+        }
+        released
     }
 
     fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage> {
@@ -381,8 +397,12 @@ impl StateSource for Agent {
         Some(TranscriptPage { peer: peer.to_owned(), gone, entries })
     }
 
-    fn peering(&self, request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
-        Box::pin(self.do_peering(request))
+    fn peering(
+        &self,
+        caller: Caller,
+        request: PeeringRequest,
+    ) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+        Box::pin(self.do_peering(caller, request))
     }
 
     fn metrics_text(&self) -> String {

@@ -51,15 +51,30 @@ impl ConnectArgs {
     /// A client for that agent. A flag wins over the environment, then the socket over the
     /// configuration.
     pub(super) fn client(&self) -> Client {
-        let socket = self.socket.as_deref().map(|p| (p, in_environment(SOCKET_VARIABLE, p)));
-        let config = self.config.as_deref().map(|p| (p, in_environment(CONFIG_VARIABLE, p)));
-        let socket = match (socket, config) {
-            (Some((_, true)), Some((config, false))) => socket_of(config),
-            (Some((socket, _)), _) => socket.to_owned(),
-            (None, Some((config, _))) => socket_of(config),
-            (None, None) => socket_of(Path::new(".")),
+        let socket = match self.named() {
+            Named::Socket(socket) => socket.to_owned(),
+            Named::Config(config) => socket_of(config),
         };
         Client::new(socket, self.timeout)
+    }
+
+    /// The data folder of that agent, if its configuration was named, or is here.
+    pub(super) fn data(&self) -> Option<PathBuf> {
+        match self.named() {
+            Named::Socket(_) => None,
+            Named::Config(config) => Some(data_of(config)),
+        }
+    }
+
+    fn named(&self) -> Named<'_> {
+        let socket = self.socket.as_deref().map(|p| (p, in_environment(SOCKET_VARIABLE, p)));
+        let config = self.config.as_deref().map(|p| (p, in_environment(CONFIG_VARIABLE, p)));
+        match (socket, config) {
+            (Some((_, true)), Some((config, false))) => Named::Config(config),
+            (Some((socket, _)), _) => Named::Socket(socket),
+            (None, Some((config, _))) => Named::Config(config),
+            (None, None) => Named::Config(Path::new(".")),
+        }
     }
 }
 
@@ -74,6 +89,12 @@ impl ConnectArgs {
     }
 }
 
+/// By what the agent was named.
+enum Named<'n> {
+    Socket(&'n Path),
+    Config(&'n Path),
+}
+
 /// Whether the variable has that value: clap has merged flag and environment already.
 fn in_environment(variable: &str, value: &Path) -> bool {
     std::env::var_os(variable).is_some_and(|v| v == value.as_os_str())
@@ -83,10 +104,21 @@ fn in_environment(variable: &str, value: &Path) -> bool {
 /// `admin.sock` in `spec.data`; relative paths start at the document's file. What can't be read is
 /// passed over: at worst the answer is the default place.
 pub(super) fn socket_of(config: &Path) -> PathBuf {
-    files(config)
-        .iter()
-        .find_map(|file| in_file(file))
-        .unwrap_or_else(|| base_of(config).join(DATA_FOLDER).join(SOCKET_NAME))
+    let found = files(config).iter().find_map(|file| in_file(file));
+    let default = || base_of(config).join(DATA_FOLDER).join(SOCKET_NAME);
+    found.map_or_else(default, |places| places.socket)
+}
+
+/// The data folder of the agent with that configuration, found in the same way.
+fn data_of(config: &Path) -> PathBuf {
+    let found = files(config).iter().find_map(|file| in_file(file));
+    found.map_or_else(|| base_of(config).join(DATA_FOLDER), |places| places.data)
+}
+
+/// What a Mesh document says of the agent's places.
+struct Places {
+    data: PathBuf,
+    socket: PathBuf,
 }
 
 fn base_of(config: &Path) -> &Path {
@@ -119,7 +151,7 @@ fn is_yaml(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "yaml" || e == "yml")
 }
 
-fn in_file(file: &Path) -> Option<PathBuf> {
+fn in_file(file: &Path) -> Option<Places> {
     let small = std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.len() <= FILE_BYTES);
     let text = small.then(|| std::fs::read_to_string(file).ok())??;
     if !text.contains("Mesh") {
@@ -127,16 +159,17 @@ fn in_file(file: &Path) -> Option<PathBuf> {
     }
     // Documents one by one: a broken one elsewhere in the file must not hide the Mesh.
     let documents = text.split("\n---").filter(|d| d.contains("Mesh"));
-    let socket = |document: &str| {
+    let places = |document: &str| {
         let scalars = scalars(document);
         let at = |path: &str| scalars.get(path).map(PathBuf::from);
         if scalars.get("kind").is_none_or(|k| k != "Mesh") {
             return None;
         }
         let data = at("spec.data").unwrap_or_else(|| DATA_FOLDER.into());
-        Some(base_of(file).join(at("spec.socket").unwrap_or_else(|| data.join(SOCKET_NAME))))
+        let socket = at("spec.socket").unwrap_or_else(|| data.join(SOCKET_NAME));
+        Some(Places { data: base_of(file).join(data), socket: base_of(file).join(socket) })
     };
-    documents.into_iter().find_map(socket)
+    documents.into_iter().find_map(places)
 }
 
 /// The texts of the first document by path (`spec.data`), as far as it can be read. Only mappings
@@ -193,6 +226,7 @@ mod tests {
         assert_eq!(socket_of(folder.path()), at("data/admin.sock"));
         std::fs::write(at("a.yaml"), "kind: [broken\n---\nkind: Mesh\nspec:\n  data: state\n").unwrap();
         assert_eq!(socket_of(folder.path()), at("state/admin.sock"));
+        assert_eq!((data_of(folder.path()), data_of(&at("none"))), (at("state"), at("data")));
         std::fs::write(at("mesh.yaml"), "a: [{x: [y]}, {z: 1}]\nkind: Mesh\nspec:\n  listen: {dns: off}\n  socket: run/x.sock\n  nonsense: 1\n").unwrap();
         assert_eq!(socket_of(folder.path()), at("run/x.sock"));
         assert_eq!(socket_of(&at("a.yaml")), at("state/admin.sock"));

@@ -1,11 +1,13 @@
 //! `hamlet describe`: one thing in full, as a page for people.
 
 use std::io::Write;
+use std::time::Duration;
 
 use clap::Args;
 use hamlet_admin::api::{
     BeatStatus, BundleStatus, HelloStatus, ImportProgress, ImportStatus, InstanceStatus, PeerStatus,
-    Programming, PublicationStatus, PublishProgress, RefusedService, ServiceStatus, UnsaidService, human_age,
+    Programming, PublicationStatus, PublishProgress, RefusedService, RootsChange, ServiceStatus,
+    UnsaidService, human_age,
 };
 use hamlet_core::rejection::one_line;
 
@@ -14,6 +16,7 @@ use super::connect::ConnectArgs;
 use super::exit::{Exit, Failure};
 use super::get::KindArg;
 use super::output::Out;
+use crate::audit::time_text;
 
 /// Show one thing in full, with what was refused and why
 ///
@@ -182,7 +185,18 @@ fn trust(page: &mut Page, bundle: &BundleStatus) {
         "Announced",
         announced.map(|a| format!("{} used in {}", a.fingerprint, human_age(a.used_in_ms))),
     );
+    page.option("Changed", bundle.changed.as_ref().map(changed));
     page.option("Ours there", bundle.ours.as_ref().map(ours_there));
+}
+
+/// The last change of the CAs, as the audit has it.
+fn changed(change: &RootsChange) -> String {
+    let signed = |sign: &'static str, list: &[String]| -> Vec<String> {
+        list.iter().map(|print| format!("{sign}{}", one_line(print, 64))).collect()
+    };
+    let prints = [signed("+", &change.added), signed("-", &change.removed)].concat();
+    let from = if change.source.is_empty() { String::new() } else { format!(", from {}", change.source) };
+    format!("{}{from}: {}", time_text(Duration::from_secs(change.at_s)), prints.join(" "))
 }
 
 /// What the peer said of its limits, as far as it said something.

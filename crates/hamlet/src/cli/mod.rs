@@ -5,6 +5,7 @@
 //! program that reads the environment.
 
 pub mod agent;
+mod audit;
 mod bundle;
 mod ca;
 mod check;
@@ -72,6 +73,7 @@ Look:
   status        The agent's health in one page; exit code 3 when degraded
   check         Look at everything a federation needs, and say what to do
   transcript    Show what was said on a peer's streams, without values and secrets
+  audit         Show who changed what (peers, roots, configuration), and verify that record
 
 Trust:
   bundle        Show our own CA certificates, list the peers', or set one's by hand
@@ -117,6 +119,7 @@ enum Command {
     Status(status::StatusArgs),
     Check(check::CheckArgs),
     Transcript(transcript::TranscriptArgs),
+    Audit(Box<audit::AuditArgs>),
     Peer(Box<peer::PeerArgs>),
     Reload(reload::ReloadArgs),
     Ca(ca::CaArgs),
@@ -156,6 +159,7 @@ fn run(command: Command, out: &mut Out) -> anyhow::Result<ExitCode> {
         Command::Check(args) => block_on(check::run(args, out))?,
         Command::Status(args) => block_on(status::run(args, out))?,
         Command::Transcript(args) => block_on(transcript::run(args, out))?,
+        Command::Audit(args) => block_on(audit::run(*args, out))?,
         Command::Bundle(args) => block_on(bundle::run(args, out))?,
         Command::Peer(args) => block_on(peer::run(*args, out))?,
         Command::Reload(args) => block_on(reload::run(args, out))?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hamlet_admin::api::*;
-use hamlet_admin::{AdminSocket, BoxFuture, StateSource};
+use hamlet_admin::{AdminSocket, BoxFuture, Caller, StateSource};
 use hamlet_runtime::{Shutdown, Supervisor};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -27,6 +27,7 @@ impl StateSource for Fake {
     fn agent(&self) -> AgentStatus {
         AgentStatus {
             invitations_open: 0,
+            audit: None,
             mesh: "acme".into(),
             trust_domain: "acme.example".into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -88,7 +89,7 @@ impl StateSource for Fake {
     fn readiness(&self) -> Vec<ReadyCheck> {
         vec![ReadyCheck::ok("store")]
     }
-    fn reload(&self) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
+    fn reload(&self, _caller: Caller) -> BoxFuture<'_, Result<ReloadReport, ReloadProblems>> {
         let broken = self.broken.lock().clone();
         let report = ReloadReport {
             generation: 2,
@@ -98,7 +99,7 @@ impl StateSource for Fake {
         };
         Box::pin(async move { broken.map_or(Ok(report), Err) })
     }
-    fn confirm_withdrawals(&self) -> u64 {
+    fn confirm_withdrawals(&self, _caller: Caller) -> u64 {
         3
     }
     fn transcript(&self, peer: &str, after: u64) -> Option<TranscriptPage> {
@@ -110,6 +111,7 @@ impl StateSource for Fake {
     }
     fn set_bundle(
         &self,
+        _caller: Caller,
         peer: &str,
         bytes: bytes::Bytes,
     ) -> BoxFuture<'_, Result<BundleSet, BundleSetError>> {
@@ -123,7 +125,11 @@ impl StateSource for Fake {
         };
         Box::pin(async move { answer })
     }
-    fn peering(&self, _request: PeeringRequest) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
+    fn peering(
+        &self,
+        _caller: Caller,
+        _request: PeeringRequest,
+    ) -> BoxFuture<'_, Result<PeeringAnswer, ApiError>> {
         Box::pin(std::future::ready(Ok(PeeringAnswer::List(PeeringList::default()))))
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use hamlet_admin::api::{
-    AgentStatus, AnchorStatus, AuthorityStatus, BeatStatus, BundleStatus, IdentityStatus, ImportProgress,
-    ListenerStatus, OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus, SourceStatus,
-    StallKind, WorkloadApiStatus,
+    AgentStatus, AnchorStatus, AuditStatus, AuthorityStatus, BeatStatus, BundleStatus, IdentityStatus,
+    ImportProgress, ListenerStatus, OursThere, PeerState, PeerStatus, Proof, PublishProgress, RoundsStatus,
+    SourceStatus, StallKind, WorkloadApiStatus,
 };
 use hamlet_admin::metrics::{MetricsText, PeeringMetrics, PeeringSide, Scrape};
 use hamlet_gateway::metrics::{ConnectionLabels, ListenerLabels, ResponseLabels};
@@ -62,6 +62,7 @@ fn scrape() -> String {
         sources: vec![SourceStatus { name: "file".into(), ..Default::default() }],
         authority: Some(AuthorityStatus::default()),
         workload_api: Some(WorkloadApiStatus::default()),
+        audit: Some(AuditStatus::default()),
         ..Default::default()
     };
     text.render(Scrape { agent: &agent, peers: &[peer], services: &[], readiness: &[] })

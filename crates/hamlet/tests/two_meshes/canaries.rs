@@ -1,6 +1,6 @@
 //! The secrets of a mesh as canaries: each in the forms in which it could slip out, and a search for
 //! them in whatever the mesh showed. Every mesh of every test here is searched ([`crate::mesh`]): its
-//! log at debug level, its metrics, the output of each command. Only `hamlet peer invite` shows a
+//! log at debug level, its metrics, its audit, the output of each command. Only `hamlet peer invite` shows a
 //! token, and only on its standard output.
 
 use std::fs;

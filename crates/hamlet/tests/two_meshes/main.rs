@@ -8,6 +8,7 @@ mod addresses;
 #[path = "../../../hamlet-identity/tests/workload/api.rs"]
 #[allow(dead_code, reason = "shared with the tests of the client, which use all of it")]
 mod api;
+mod audit;
 mod bundles;
 mod callers;
 mod canaries;

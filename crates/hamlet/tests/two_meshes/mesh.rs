@@ -177,6 +177,29 @@ impl Mesh {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// All that the audit's folder holds, as text.
+    pub(crate) fn audit_files(&self) -> String {
+        let files = fs::read_dir(self.data().join("audit")).into_iter().flatten().flatten();
+        files.map(|file| String::from_utf8_lossy(&fs::read(file.path()).unwrap()).into_owned()).collect()
+    }
+
+    /// `hamlet audit ARGS -o json`: the entries.
+    pub(crate) fn audit(&self, args: &[&str]) -> Vec<Value> {
+        let outcome = self.cli(&[&["audit"], args, &["-o", "json"]].concat());
+        assert!(matches!(outcome.code, 0 | 3), "hamlet audit {args:?}: {outcome:?}");
+        outcome.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Waits for an entry of that action that fits, and returns the first.
+    #[track_caller]
+    pub(crate) fn until_audited(&self, action: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        until(&format!("{} audits {action}", self.name), || {
+            let entries = self.audit(&["--action", action]);
+            let found = entries.iter().find(|entry| fits(entry)).cloned();
+            found.ok_or_else(|| serde_json::to_string_pretty(&entries).unwrap())
+        })
+    }
+
     fn ready_file(&self) -> PathBuf {
         self.root.join(format!("{}.ready", self.name))
     }
@@ -391,6 +414,7 @@ impl Drop for Mesh {
         if !std::thread::panicking() {
             self.assert_clean("a metric", &metrics.unwrap_or_default());
             self.assert_clean("the log", &self.log());
+            self.assert_clean("the audit", &self.audit_files());
         }
         if std::thread::panicking() {
             eprintln!("the end of {}'s log:\n{}\n", self.name, self.log_tail());

@@ -156,6 +156,9 @@ impl Agent {
             wait
         });
         if let Err(Outcome { rule, why }) = outcome {
+            if let Some(rule) = rule {
+                self.audit.bundle_refused(peer, Channel::Endpoint, rule, None);
+            }
             match rule {
                 Some("fork") => tracing::error!(peer = %peer.name, error = %why, "two bundles as one"),
                 _ => {

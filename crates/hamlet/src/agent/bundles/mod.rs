@@ -246,6 +246,17 @@ impl PeerBundles {
         }
     }
 
+    /// From where what proves the peer comes; `made` if a token made it.
+    pub(super) fn source(&self, peer: &PeerConfig, made: bool) -> &'static str {
+        let held =
+            || self.followed.lock().get(&peer.name).and_then(|f| Some(f.held.as_ref()?.channel().word()));
+        match made {
+            _ if peer.workload_api => WORKLOAD_API,
+            true => held().unwrap_or(TOKEN),
+            false => held().unwrap_or(Channel::File.word()),
+        }
+    }
+
     /// What an operator sees of it; `wall` and `now` are the same moment.
     pub(super) fn status(
         &self,
@@ -406,6 +417,7 @@ impl Agent {
         let (change, first, bytes) = taken?;
         self.keep_bundle(peer, bytes).await;
         note_change(peer, channel, &change);
+        self.audit.announced(peer, channel, &change.waiting);
         if first || !change.is_empty() {
             self.believe();
             // Whether the peer is dialled may depend on it.

@@ -14,6 +14,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::super::Agent;
 use super::{hex, read_file};
+use crate::audit::Actor;
 use crate::config::{IdentityConfig, MeshConfig};
 
 /// The document in the store with our sequence and what it stands for.
@@ -114,6 +115,12 @@ impl Agent {
         }
         found.sequence = Some(sequence);
         found.refresh_hint = config.mesh.bundle_endpoint.as_ref().map(|e| e.refresh_hint);
+        let actor = match config.mesh.identity {
+            IdentityConfig::Authority(_) => Actor::Authority,
+            IdentityConfig::WorkloadApi(_) => Actor::WorkloadApi,
+            IdentityConfig::Files(_) => Actor::Files,
+        };
+        self.audit.own_roots(&found, actor);
         *self.own.current.lock() = Ok(found);
         self.say_own_bundle();
     }

@@ -249,6 +249,9 @@ impl Agent {
                 entry.refused = rule(why);
             });
         }
+        if let Some(rule) = rule(why) {
+            self.audit.bundle_refused(peer, Channel::Stream, rule, Some(sequence));
+        }
         let domain = one_line(&heard.bundle.trust_domain, 255);
         let by = &heard.proven.id;
         match why {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hamlet_admin::Caller;
 use hamlet_admin::api::{
     ApiError, ErrorCode, InvitationStatus, Invited, PeerRemoved, PeeringAnswer, PeeringList, PeeringPeer,
     PeeringRequest, PeeringStanding, PeeringTerms, TokenText,
@@ -18,6 +19,7 @@ use hamlet_peering::{
     MadePeer, ROOTS_MAX, Secret, Token, USES_MAX, Words, random, short_id,
 };
 
+use super::super::audit::{asked_for, operator};
 use super::{Agent, ChangeError, fingerprints};
 use crate::config::{Config, PeerConfig, made};
 
@@ -52,10 +54,20 @@ struct Terms {
 }
 
 impl Agent {
+    /// Does what an operator asks for, and has the audit know of it.
     pub(in crate::agent) async fn do_peering(
         &self,
+        caller: Caller,
         request: PeeringRequest,
     ) -> Result<PeeringAnswer, ApiError> {
+        let Some(asked) = asked_for(&request) else { return self.do_request(request).await };
+        let actor = operator(caller);
+        let outcome = self.audit.asked_by(actor.clone(), self.do_request(request)).await;
+        self.audit.peering(actor, asked, &outcome);
+        outcome
+    }
+
+    async fn do_request(&self, request: PeeringRequest) -> Result<PeeringAnswer, ApiError> {
         match request {
             PeeringRequest::Invite { name, expires_s, uses, expect_domain, terms } => {
                 let life = Duration::from_secs(expires_s);

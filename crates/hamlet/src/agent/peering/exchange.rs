@@ -65,12 +65,16 @@ impl Agent {
             Ok(redemption) => {
                 let domain = &redemption.document.trust_domain;
                 tracing::info!(%remote, %domain, invitation = short_id(&redemption.id), "an invitation was used");
+                let ledger = self.peering.ledger();
+                let made = ledger.peers.values().find(|peer| peer.document.trust_domain == *domain);
+                self.audit.invitation_used(made.map(|peer| &peer.name), &redemption);
                 for problem in self.take_ledger().await {
                     tracing::error!(%problem, "the new peer is kept, but the configuration can't be taken");
                 }
             }
             Err(ChannelError::Refused(refusal)) => {
                 tracing::warn!(%remote, reason = refusal.word(), "refused a peering");
+                self.audit.exchange_refused(remote.ip(), refusal);
             }
             Err(error) => tracing::info!(%remote, %error, "a peering broke off"),
         }

@@ -292,7 +292,7 @@ impl Agent {
 }
 
 /// SHA-256 of certificates, as text.
-fn fingerprints(roots: &[CertificateDer<'_>]) -> Vec<String> {
+pub(super) fn fingerprints(roots: &[CertificateDer<'_>]) -> Vec<String> {
     let hex = |bytes: [u8; 32]| bytes.iter().map(|b| format!("{b:02x}")).collect();
     roots.iter().map(|root| hex(fingerprint_of(root))).collect()
 }
