@@ -416,9 +416,8 @@ impl<J: LinkJudge> Dialler<J> {
                     Dialect::V1alpha2 => grpc.streaming(request, path, config.v2_codec(J::TYPE_URL)).await,
                 }
             };
-            // HTTP/2 can leave a call waiting that it took while its connection ended.
-            let gone = || Err(tonic::Status::unavailable("the connection was refused"));
-            match gauge.unless_refused(calling).await.unwrap_or_else(gone) {
+            let gone = || Err(tonic::Status::unavailable("the connection ended before the first answer"));
+            match gauge.while_connected(calling).await.unwrap_or_else(gone) {
                 Ok(response) => {
                     self.link.pin(dialect);
                     Ok(Box::new(response.into_inner()))

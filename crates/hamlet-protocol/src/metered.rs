@@ -28,13 +28,16 @@ const LAST_READS: usize = 64;
 const LAST_READ: usize = 1024;
 /// How long that last word may take to be there to be read.
 const LAST_WORD_WAIT: Duration = Duration::from_secs(1);
+/// How long a call may take to hear that its connection is gone.
+const CALL_ENDS: Duration = Duration::from_secs(1);
 
 /// The meter of a connection, for those who want to know why it ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Gauge {
     meter: Arc<Mutex<FrameMeter>>,
     refused: Arc<OnceLock<CertificateRefused>>,
-    known: CancellationToken,
+    /// The peer has refused us, or the connection is gone.
+    over: CancellationToken,
 }
 
 impl Gauge {
@@ -48,9 +51,20 @@ impl Gauge {
         self.refused.get().copied()
     }
 
-    /// Runs `work` to its end, or until the peer is known to have refused us.
-    pub(crate) async fn unless_refused<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.known.run_until_cancelled(work).await
+    /// Runs `work` to its end, or until the peer is known to have refused us, or, a moment after the
+    /// connection is gone: HTTP/2 can leave a call waiting that it took while its connection ended.
+    pub(crate) async fn while_connected<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let over = async {
+            self.over.cancelled().await;
+            if self.refused().is_none() {
+                tokio::time::sleep(CALL_ENDS).await;
+            }
+        };
+        futures::pin_mut!(work, over);
+        match futures::future::select(work, over).await {
+            futures::future::Either::Left((done, _)) => Some(done),
+            futures::future::Either::Right(_) => None,
+        }
     }
 }
 
@@ -59,12 +73,18 @@ pub(crate) struct Metered<S> {
     io: S,
     meter: Arc<Mutex<FrameMeter>>,
     refused: Arc<OnceLock<CertificateRefused>>,
-    known: CancellationToken,
+    over: CancellationToken,
     /// We dialled, and the peer has said nothing yet: it may still refuse us.
     unheard: bool,
     /// Writing has failed; nothing is written any more.
     failed: Option<Box<Failed>>,
     clock: Arc<dyn Clock>,
+}
+
+impl<S> Drop for Metered<S> {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
 }
 
 /// A write that failed, while the peer is heard out.
@@ -79,17 +99,17 @@ impl<S> Metered<S> {
     pub(crate) fn new(io: S, limits: FrameLimits, side: Side, clock: Arc<dyn Clock>) -> (Metered<S>, Gauge) {
         let meter = Arc::new(Mutex::new(FrameMeter::new(limits, side, clock.now())));
         let refused = Arc::default();
-        let known = CancellationToken::new();
-        let gauge = Gauge { meter: meter.clone(), refused: Arc::clone(&refused), known: known.clone() };
+        let over = CancellationToken::new();
+        let gauge = Gauge { meter: meter.clone(), refused: Arc::clone(&refused), over: over.clone() };
         let unheard = side == Side::Dialled;
-        (Metered { io, meter, refused, known, unheard, failed: None, clock }, gauge)
+        (Metered { io, meter, refused, over, unheard, failed: None, clock }, gauge)
     }
 
     /// Keeps what the peer's TLS says of us with this error, if it does.
     fn note(&self, error: &io::Error) {
         if let Some(refused) = CertificateRefused::found_in(error) {
             let _ = self.refused.set(refused);
-            self.known.cancel();
+            self.over.cancel();
         }
     }
 
@@ -265,6 +285,23 @@ mod tests {
 
     fn metered(io: Broken) -> (Metered<Broken>, Gauge) {
         Metered::new(io, FrameLimits::default(), Side::Dialled, ManualClock::at(Duration::ZERO))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_soon_after_its_connection_whatever_http_2_does_with_it() {
+        let clock = hamlet_runtime::SystemClock::shared();
+        let (io, _other) = tokio::io::duplex(64);
+        let (metered, gauge) = Metered::new(io, FrameLimits::default(), Side::Dialled, clock);
+        assert_eq!(gauge.while_connected(std::future::ready(7)).await, Some(7));
+        let waiting = gauge.while_connected(std::future::pending::<()>());
+        futures::pin_mut!(waiting);
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        drop(metered);
+        let before = tokio::time::Instant::now();
+        assert_eq!(waiting.await, None);
+        assert_eq!(before.elapsed(), CALL_ENDS);
+        // What is done anyway counts.
+        assert_eq!(gauge.while_connected(std::future::ready(7)).await, Some(7));
     }
 
     #[tokio::test]

@@ -2,11 +2,12 @@
 //! documentation.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use serde::Serialize;
+use clap::builder::PossibleValuesParser;
+use serde_json::{Value, json};
 
 use super::figure::{Figure, GoalIs, human};
 use super::ground::{Outcome, RunOptions, write_json};
@@ -21,9 +22,11 @@ const PAGE: &str = "docs/reference/benchmarks.md";
 ///
 /// A full run takes about half an hour and writes docs/reference/benchmarks.md; it should have the
 /// machine for itself. With --quick each bench has a look within a minute, and no page is written.
+/// With --only the page and the file keep what they say of the other benches.
 ///
 /// Examples:
 ///   cargo xtask bench all --json bench/results/all.json
+///   cargo xtask bench all --only fanout,idle --json bench/results/all.json
 #[derive(Debug, Clone, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct AllOptions {
@@ -32,12 +35,13 @@ pub(crate) struct AllOptions {
     /// Write the page here instead
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
+    /// Run only these, one or several, by name
+    #[arg(long, value_name = "BENCH", value_delimiter = ',', value_parser = PossibleValuesParser::new(NAMES))]
+    only: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Report<'a> {
-    benches: &'a [Outcome],
-}
+/// All benches, in the order of the page.
+const NAMES: [&str; 7] = ["ack", "sync", "resume", "fanout", "slow-neighbour", "idle", "flood"];
 
 /// Runs them all.
 pub(super) fn run(options: &AllOptions) -> anyhow::Result<bool> {
@@ -61,7 +65,8 @@ pub(super) fn run(options: &AllOptions) -> anyhow::Result<bool> {
         ("flood", Box::new(move || flood::run(&flood::FloodOptions { run: g.clone() }))),
     ];
     let mut tally = Tally::default();
-    for (name, bench) in benches {
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    for (name, bench) in benches.into_iter().filter(|(name, _)| wanted(name)) {
         say(&format!("=== {name}"));
         // One that can't run is a failure of that one, and the others still count.
         match bench() {
@@ -73,20 +78,41 @@ pub(super) fn run(options: &AllOptions) -> anyhow::Result<bool> {
             Err(error) => tally.check(false, &format!("{name}: {error:#}")),
         }
         if let Some(file) = &run.json {
-            write_json(file, &Report { benches: &outcomes })?;
+            write_json(file, &report(before(file, options)?.as_deref(), &outcomes)?)?;
         }
     }
     if !run.quick {
         let page = options.page.clone().unwrap_or_else(|| tree::root().join(PAGE));
-        std::fs::write(&page, render(&outcomes))
-            .with_context(|| format!("can't write {}", page.display()))?;
+        let text = render(before(&page, options)?.as_deref(), &outcomes);
+        std::fs::write(&page, text).with_context(|| format!("can't write {}", page.display()))?;
         say(&format!("wrote {}", page.display()));
     }
     Ok(tally.finish())
 }
 
-/// The page, in Markdown.
-fn render(outcomes: &[Outcome]) -> String {
+/// What a file says before a run of some benches; nothing if it isn't there or all are run.
+fn before(file: &Path, options: &AllOptions) -> anyhow::Result<Option<String>> {
+    if options.only.is_empty() || !file.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    Ok(Some(text))
+}
+
+/// What goes into the file: what was measured now, and of the other benches what it said before.
+fn report(before: Option<&str>, outcomes: &[Outcome]) -> anyhow::Result<Value> {
+    let before: Value = before.map_or(Ok(Value::Null), serde_json::from_str).context("not our JSON file")?;
+    let mut benches = Vec::new();
+    for name in NAMES {
+        let now = outcomes.iter().find(|outcome| outcome.bench == name).map(serde_json::to_value);
+        let then = before["benches"].as_array().into_iter().flatten().find(|b| b["bench"] == name);
+        benches.extend(now.transpose()?.or_else(|| then.cloned()));
+    }
+    Ok(json!({ "benches": benches }))
+}
+
+/// The page, in Markdown; the sections of benches that were not run are those of `before`.
+fn render(before: Option<&str>, outcomes: &[Outcome]) -> String {
     let mut page = String::from(
         "# Benchmarks\n\n\
          Written by `cargo xtask bench all`; what each bench does and compares is in\n\
@@ -95,23 +121,34 @@ fn render(outcomes: &[Outcome]) -> String {
          A figure is met if that end of its interval reaches the goal. Ratios count; times are of this machine\n\
          and day.\n",
     );
-    for outcome in outcomes {
-        let _ = write!(page, "\n## `{}`\n\n{}\n\n", outcome.bench, outcome.machine.line());
-        let peers = outcome.machine.peers();
-        if !peers.is_empty() {
-            let _ = write!(page, "Compared with: {}.\n\n", peers.join("; "));
-        }
-        page.push_str("| figure | ours | up to | next to | its | ratio | at least | goal | |\n");
-        page.push_str("|---|---:|---:|---|---:|---:|---:|---:|---|\n");
-        for figure in &outcome.figures {
-            page.push_str(&row(figure));
-        }
-        let _ = writeln!(page, "\nConditions that held: {}.", outcome.checks);
-        for failure in &outcome.failures {
-            let _ = writeln!(page, "- Failed: {failure}");
+    for name in NAMES {
+        let heading = format!("\n## `{name}`\n");
+        if let Some(outcome) = outcomes.iter().find(|outcome| outcome.bench == name) {
+            page.push_str(&heading);
+            page.push_str(&section(outcome));
+        } else if let Some((_, rest)) = before.and_then(|text| text.split_once(&heading)) {
+            page.push_str(&heading);
+            page.push_str(rest.split_once("\n## ").map_or(rest, |(section, _)| section));
         }
     }
     page
+}
+
+/// What the page says of one bench.
+fn section(outcome: &Outcome) -> String {
+    let mut text = format!("\n{}\n\n", outcome.machine.line());
+    let peers = outcome.machine.peers();
+    if !peers.is_empty() {
+        let _ = write!(text, "Compared with: {}.\n\n", peers.join("; "));
+    }
+    text.push_str("| figure | ours | up to | next to | its | ratio | at least | goal | |\n");
+    text.push_str("|---|---:|---:|---|---:|---:|---:|---:|---|\n");
+    outcome.figures.iter().for_each(|figure| text.push_str(&row(figure)));
+    let _ = writeln!(text, "\nConditions that held: {}.", outcome.checks);
+    for failure in &outcome.failures {
+        let _ = writeln!(text, "- Failed: {failure}");
+    }
+    text
 }
 
 fn row(figure: &Figure) -> String {
@@ -140,6 +177,16 @@ fn row(figure: &Figure) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_of_some_benches_keeps_what_is_known_of_the_others() {
+        let before = "# Old\n\n## `ack`\n\nold ack\n\n## `idle`\n\nold idle\n\n## `gone`\n\nold\n";
+        let page = render(Some(before), &[]);
+        assert!(page.ends_with("\n## `ack`\n\nold ack\n\n## `idle`\n\nold idle\n"), "{page}");
+        let file = r#"{"benches": [{"bench": "idle", "quick": false}, {"bench": "gone"}]}"#;
+        assert_eq!(report(Some(file), &[]).unwrap(), json!({"benches": [{"bench": "idle", "quick": false}]}));
+        assert_eq!(report(None, &[]).unwrap(), json!({"benches": []}));
+    }
 
     #[test]
     fn a_row_says_what_was_asked_and_whether_it_is_met() {
