@@ -103,7 +103,7 @@ fn half(
         neighbours.push(serving.swarm(ground, GOOD + 1, 1, Behaviour::Hostile)?.0);
     }
     let _: Seen = swarm.ask("take")?;
-    serving.rate(RATE, ground.pick(1_000, 1_500), *version)?;
+    serving.rate(RATE, ground.pick(1_000, 4_000), *version)?;
     let changed = serving.changed()?;
     let latest: Latest = swarm.ask(&format!("latest {} {LOST_AFTER}", changed.version))?;
     let seen: Seen = swarm.ask("take")?;

@@ -27,7 +27,7 @@ pub(crate) struct WireCodec<W>(pub(crate) W);
 /// Small buffers, because most streams are idle most of the time, and the size at which what was
 /// written goes to HTTP/2.
 fn buffers() -> BufferSettings {
-    BufferSettings::new(1024, 32 * 1024)
+    BufferSettings::new(1024, 7 * 1024)
 }
 
 impl<W: Wire> Codec for WireCodec<W> {
