@@ -441,14 +441,18 @@ impl<J: LinkJudge> Dialler<J> {
         (end, Some(cell))
     }
 
-    /// The end of a stream as the peer's TLS has it, if that refused us: all that HTTP/2 can tell is
-    /// that the connection is gone.
+    /// The end of a stream as the connection has it, if that was refused by the peer's TLS or flooded:
+    /// all that HTTP/2 can tell is that the connection is gone.
     fn heard_out(&self, end: StreamEnd, gauge: &Gauge, address: &str) -> StreamEnd {
+        if end.is_refusal() || end.is_renewal() {
+            return end;
+        }
+        if let Some(flood) = gauge.flood() {
+            return StreamEnd::new(Code::ResourceExhausted, flood.to_string());
+        }
         match gauge.refused() {
-            Some(refused) if !end.is_refusal() && !end.is_renewal() => {
-                self.link.after_goodbye(DialError::Refused(address.to_owned(), refused).end())
-            }
-            _ => end,
+            Some(refused) => self.link.after_goodbye(DialError::Refused(address.to_owned(), refused).end()),
+            None => end,
         }
     }
 
