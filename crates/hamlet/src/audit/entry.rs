@@ -105,7 +105,7 @@ actions! {
     PeeringRefused = "peering-refused";
     /// The words of a peer made by token were confirmed, or typed wrongly.
     PeerConfirmed = "peer-confirmed";
-    /// Nothing is exchanged with a peer for now.
+    /// Nothing is exchanged with a peer until it is resumed.
     PeerPaused = "peer-paused";
     /// A pause has ended.
     PeerResumed = "peer-resumed";
