@@ -30,6 +30,17 @@ fn is_refused(agent: &Agent) -> bool {
     matches!(agent.link().status().connection, Connection::Refused { .. })
 }
 
+/// An owner that offers a ledger, and the consumer that dials it.
+async fn bank_and_shop() -> (Agent, Agent) {
+    let shop_ca = TestCa::new("shop.example");
+    let bank = Agent::start("bank", &shop_ca, "shop", None).await;
+    let (store, address) = (MemoryStore::new(), Some(bank.address));
+    let shop = Agent::restart("shop", shop_ca, store, &bank.ca, "bank", address).await;
+    bank.publish("shop", &names(&["ledger"]));
+    shop.publish("bank", &[]);
+    (bank, shop)
+}
+
 /// Has the consumer dial at once, if it waits: its trust in the owner is another one, and as good.
 fn dial_now(consumer: &Agent, owner: &TestCa, round: usize) {
     let mut trust = owner.trust_as("bank");
@@ -88,12 +99,7 @@ async fn each_of_two_hundred_refused_dials_is_a_refusal_and_none_a_broken_connec
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_owner_refuses_the_certificate_for_the_consumer_shows_it_until_it_is_let_in_again() {
-    let shop_ca = TestCa::new("shop.example");
-    let bank = Agent::start("bank", &shop_ca, "shop", None).await;
-    let (store, address) = (MemoryStore::new(), Some(bank.address));
-    let shop = Agent::restart("shop", shop_ca, store, &bank.ca, "bank", address).await;
-    bank.publish("shop", &names(&["ledger"]));
-    shop.publish("bank", &[]);
+    let (bank, shop) = bank_and_shop().await;
     let good = || shop.ca.trust_as("shop");
     let another_id = PeerTrust { agent_ids: vec![shop.ca.id("another-agent")], ..good() };
     let another_ca = PeerTrust { bundle: TestCa::new("shop.example").bundle(), ..good() };
@@ -133,12 +139,7 @@ async fn whatever_the_owner_refuses_the_certificate_for_the_consumer_shows_it_un
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_left_for_good_is_shown_as_that_however_often_it_refuses_the_certificate_since() {
-    let shop_ca = TestCa::new("shop.example");
-    let bank = Agent::start("bank", &shop_ca, "shop", None).await;
-    let (store, address) = (MemoryStore::new(), Some(bank.address));
-    let shop = Agent::restart("shop", shop_ca, store, &bank.ca, "bank", address).await;
-    bank.publish("shop", &names(&["ledger"]));
-    shop.publish("bank", &[]);
+    let (bank, shop) = bank_and_shop().await;
     eventually("synchronised", GENEROUS, || shop.link().is_proven() && bank.link().is_proven()).await;
     bank.link().begin_leaving();
     bank.trust.replace(vec![]).unwrap();

@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::entry::{Action, Actor, Draft};
 use super::walk::{Tail, file_name, walk};
-use super::{AUDIT_FILE_BYTES, AUDIT_FILES_MAX, hex};
+use super::{AUDIT_FILE_BYTES, AUDIT_FILES_MAX};
+use crate::hex::{hex, unhex};
 
 /// The end of a chain: a number and the hash of that entry's line. Kept elsewhere, it shows that nothing
 /// up to there was taken away or written anew.
@@ -40,10 +41,7 @@ impl std::str::FromStr for Head {
         let bad =
             || "a head is a number, a colon and 64 digits, as `hamlet audit verify` writes it".to_owned();
         let (sequence, hash) = text.split_once(':').ok_or_else(bad)?;
-        let pairs = hash.as_bytes().chunks(2);
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
-        let hash = bytes.and_then(|b| b.try_into().ok()).ok_or_else(bad)?;
+        let hash = unhex(hash).ok_or_else(bad)?;
         Ok(Head { sequence: sequence.parse().map_err(|_| bad())?, hash })
     }
 }

@@ -40,10 +40,5 @@ pub(crate) fn folder_in(data: &Path) -> PathBuf {
     data.join(FOLDER)
 }
 
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::entry::{Action, Entry};
 use super::log::Head;
-use super::{AUDIT_BREAKS_MAX, AUDIT_READ_BYTES, hex};
+use super::{AUDIT_BREAKS_MAX, AUDIT_READ_BYTES};
+use crate::hex::hex;
 
 const SUFFIX: &str = ".jsonl";
 

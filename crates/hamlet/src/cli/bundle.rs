@@ -17,8 +17,9 @@ use serde::Serialize;
 use super::connect::ConnectArgs;
 use super::exit::{Exit, Failure};
 use super::output::{self, Out};
-use crate::agent::bundles::{TOKEN, hex, own_authorities, peer_file};
+use crate::agent::bundles::{TOKEN, own_authorities, peer_file};
 use crate::config::{self, Config, made};
+use crate::hex::hex;
 
 /// Show our own CA certificates, list the peers', or set one's by hand
 ///

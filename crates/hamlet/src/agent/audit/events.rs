@@ -18,11 +18,11 @@ use hamlet_peering::{Redemption, Refusal, short_id};
 use hamlet_runtime::Shutdown;
 
 use super::super::Agent;
-use super::super::bundles::hex;
 use super::super::peering::fingerprints;
 use super::{AUDIT_LOOK, Audit};
 use crate::audit::{Action, Actor, Draft, Outcome, RootsKnown};
 use crate::config::{Config, PeerConfig};
+use crate::hex::hex;
 
 /// Longest name that an operator typed, as the audit keeps it, in bytes.
 const TYPED_BYTES: usize = 128;

@@ -33,6 +33,7 @@ use super::Agent;
 use super::liveness::ms;
 use super::peers::read_up_to;
 use crate::config::{Config, EndpointProof, FollowedEndpoint, PeerConfig};
+use crate::hex::{hex, unhex};
 
 pub(super) use own::OwnBundles;
 pub(crate) use own::own_authorities;
@@ -361,17 +362,6 @@ impl Kept {
         let held = HeldBundle::from_bytes(held.as_bytes(), now, wait).map_err(|e| e.to_string())?;
         Ok(Kept { held, first, url: url.to_owned(), good_at })
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let pairs = text.as_bytes().chunks(2);
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    pairs.map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
 
 /// For the log: who changed what by which way. Fingerprints, so that people can compare them.

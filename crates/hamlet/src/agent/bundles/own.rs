@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::super::Agent;
-use super::{hex, read_file};
+use super::read_file;
 use crate::audit::Actor;
 use crate::config::{IdentityConfig, MeshConfig};
+use crate::hex::hex;
 
 /// The document in the store with our sequence and what it stands for.
 const OWN_DOCUMENT: &str = "own-bundle";

@@ -25,8 +25,9 @@ use hamlet_runtime::Shutdown;
 use parking_lot::Mutex;
 
 use super::super::Agent;
-use super::{Followed, hex, note_change};
+use super::{Followed, note_change};
 use crate::config::{Follow, PeerConfig};
+use crate::hex::hex;
 
 /// A refresh hint on a stream never lets an announced CA wait longer than this.
 const HINT_MAX: Duration = Duration::from_secs(24 * 3600);

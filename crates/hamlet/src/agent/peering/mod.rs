@@ -293,6 +293,5 @@ impl Agent {
 
 /// SHA-256 of certificates, as text.
 pub(super) fn fingerprints(roots: &[CertificateDer<'_>]) -> Vec<String> {
-    let hex = |bytes: [u8; 32]| bytes.iter().map(|b| format!("{b:02x}")).collect();
-    roots.iter().map(|root| hex(fingerprint_of(root))).collect()
+    roots.iter().map(|root| crate::hex::hex(&fingerprint_of(root))).collect()
 }

@@ -37,6 +37,17 @@ fn until_echo(two: &Two, text: &str) {
     });
 }
 
+/// acme, which has its trust from SPIRE, starts beside globex and publishes an echo that globex calls.
+fn join_with_spire(two: &mut Two, raw: &Workload) {
+    believe(&two.acme, &two.globex, "workloadApi: true");
+    two.acme.declare("raw", "TCP", two.port, raw.at, "none");
+    two.acme.publish("raw", &["raw"], &two.globex);
+    two.acme.start();
+    two.until_in_sync();
+    two.globex.until_callable("acme/raw");
+    until_echo(two, "hello");
+}
+
 /// Replaces the CA of a site as SPIRE's documentation has it, and checks what acme's peer sees on the
 /// way; `spread` makes the peer's side look.
 fn rotate_ca(two: &Two, site: &Site, spread: impl Fn() -> Result<String, String>) {
@@ -178,13 +189,7 @@ fn a_mesh_on_spire_and_one_with_an_authority_follow_each_others_bundle_endpoints
     acme.take_bundle("globex.example", &shown.out);
     acme.start_agent(&["globex.example"]);
     acme.identify(&two.acme, "");
-    believe(&two.acme, &two.globex, "workloadApi: true");
-    two.acme.declare("raw", "TCP", two.port, raw.at, "none");
-    two.acme.publish("raw", &["raw"], &two.globex);
-    two.acme.start();
-    two.until_in_sync();
-    two.globex.until_callable("acme/raw");
-    until_echo(&two, "hello");
+    join_with_spire(&mut two, &raw);
     let followed = two.globex.json(&["bundle", "list"])[0].clone();
     assert!(followed["sequence"].is_u64() && followed["failures"] == 0, "{followed}");
 
@@ -245,13 +250,7 @@ fn a_mesh_on_spire_and_one_with_an_authority_follow_each_other_s_web_endpoints_f
 
     acme.start_agent(&["globex.example"]);
     acme.identify(&two.acme, "");
-    believe(&two.acme, &two.globex, "workloadApi: true");
-    two.acme.declare("raw", "TCP", two.port, raw.at, "none");
-    two.acme.publish("raw", &["raw"], &two.globex);
-    two.acme.start();
-    two.until_in_sync();
-    two.globex.until_callable("acme/raw");
-    until_echo(&two, "hello");
+    join_with_spire(&mut two, &raw);
 
     two.globex.ca(&["rotate"]);
     until("acme knows both roots of globex", || {
