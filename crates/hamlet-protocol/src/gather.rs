@@ -11,8 +11,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 /// Longest that a change waits for others, and only while changes come faster than the peer answers
-/// them; a timer's millisecond may be added. A twentieth of what istiod always waits.
-pub const GATHER_MAX: Duration = Duration::from_millis(5);
+/// them; a timer's millisecond may be added. A tenth of what istiod always waits.
+pub const GATHER_MAX: Duration = Duration::from_millis(10);
 
 /// With so many unanswered changes they come faster than they are answered. One may merely be
 /// answered at this moment.
@@ -126,9 +126,9 @@ mod tests {
     fn changes_that_overtake_the_answers_are_looked_for_together() {
         let gather = Gather::default();
         assert_eq!(gather.ring(ms(10), true), Ring::Later);
-        assert_eq!(gather.until(), Some(ms(15)));
-        assert_eq!([gather.ring(ms(11), true), gather.ring(ms(14), false)], [Ring::Expected; 2]);
-        gather.over(ms(15));
+        assert_eq!(gather.until(), Some(ms(10) + GATHER_MAX));
+        assert_eq!([gather.ring(ms(11), true), gather.ring(ms(19), false)], [Ring::Expected; 2]);
+        gather.over(ms(20));
         assert!(!gather.is_gathering());
     }
 
@@ -136,24 +136,24 @@ mod tests {
     fn the_beat_is_kept_while_each_look_finds_several_although_all_is_answered() {
         let gather = Gather::default();
         assert_eq!(gather.ring(ms(10), true), Ring::Later);
-        gather.over(ms(15));
-        look(&gather, 2);
-        assert_eq!(gather.ring(ms(16), false), Ring::Later);
-        assert_eq!(gather.until(), Some(ms(20)));
         gather.over(ms(20));
+        look(&gather, 2);
+        assert_eq!(gather.ring(ms(21), false), Ring::Later);
+        assert_eq!(gather.until(), Some(ms(30)));
+        gather.over(ms(30));
         // One came alone: the next one needn't wait for company.
         look(&gather, 1);
-        assert_eq!(gather.ring(ms(21), false), Ring::Look);
+        assert_eq!(gather.ring(ms(31), false), Ring::Look);
     }
 
     #[test]
     fn a_change_after_a_pause_does_not_wait() {
         let gather = Gather::default();
         assert_eq!(gather.ring(ms(10), true), Ring::Later);
-        gather.over(ms(15));
+        gather.over(ms(20));
         look(&gather, 5);
-        assert_eq!(gather.ring(ms(20), false), Ring::Look);
-        assert_eq!(gather.ring(ms(21), false), Ring::Look);
+        assert_eq!(gather.ring(ms(30), false), Ring::Look);
+        assert_eq!(gather.ring(ms(31), false), Ring::Look);
     }
 
     #[test]
@@ -161,8 +161,8 @@ mod tests {
         let gather = Gather::default();
         assert_eq!(gather.ring(ms(10), true), Ring::Later);
         look(&gather, 3);
-        gather.over(ms(15));
+        gather.over(ms(20));
         look(&gather, 0);
-        assert_eq!(gather.ring(ms(17), false), Ring::Later);
+        assert_eq!(gather.ring(ms(22), false), Ring::Later);
     }
 }

@@ -15,6 +15,7 @@ use hamlet_core::{
 use hamlet_protocol::dialect::service::{TYPE_URL, decode, encode};
 use hamlet_protocol::dialect::v1alpha2::{V2Codec, read};
 use hamlet_protocol::dialect::{IncomingOffer, IncomingRequest, Operation, Outgoing, Secret};
+use hamlet_protocol::wire::google::rpc::ErrorInfo;
 use hamlet_protocol::wire::hamlet::federation::v1 as ext;
 
 const CONTEXT: &str = "a b";
@@ -122,7 +123,7 @@ fn hello() -> ext::Control {
     }))
 }
 
-fn controls() -> [(Vec<u8>, ext::Control); 4] {
+fn controls() -> [(Vec<u8>, ext::Control); 7] {
     let bookmark = ext::Bookmark {
         seq: 3,
         round: 1,
@@ -137,11 +138,27 @@ fn controls() -> [(Vec<u8>, ext::Control); 4] {
     let begin = ext::Begin { round: 1, mode: ext::begin::Mode::All as i32, ..ext::Begin::default() };
     let reason = ext::goodbye::Reason::Restarting as i32;
     let goodbye = ext::Goodbye { reason, retry_after_ms: 1_500 };
+    let bundle = ext::Bundle {
+        trust_domain: "acme.example".to_owned(),
+        sequence: 300,
+        jwks: Bytes::from_static(b"{\"keys\": [], \"spiffe_sequence\": 300}"),
+        previous_sha256: (0..32).collect::<Vec<u8>>().into(),
+    };
+    let in_force = ext::BundleAck { trust_domain: "globex.example".to_owned(), sequence: 7, error: None };
+    let why = ErrorInfo {
+        reason: "BUNDLE_WAITING".to_owned(),
+        domain: "hamlet.dev".to_owned(),
+        metadata: [("message".to_owned(), "taken; what it adds is used in 300 s".to_owned())].into(),
+    };
+    let waiting = ext::BundleAck { error: Some(why), ..in_force.clone() };
     [
         (golden!("begin"), control(ext::control::Kind::Begin(begin))),
         (golden!("bookmark"), control(ext::control::Kind::Bookmark(bookmark))),
         (golden!("proof"), control(ext::control::Kind::Proof(proof))),
         (golden!("goodbye"), control(ext::control::Kind::Goodbye(goodbye))),
+        (golden!("bundle"), control(ext::control::Kind::Bundle(bundle))),
+        (golden!("bundle_ack"), control(ext::control::Kind::BundleAck(in_force))),
+        (golden!("bundle_waiting"), control(ext::control::Kind::BundleAck(waiting))),
     ]
 }
 

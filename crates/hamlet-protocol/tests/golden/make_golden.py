@@ -120,6 +120,20 @@ def proof(c):
     p.seq, p.verdict, p.root, p.refused, p.withheld = 3, 3, bytes(32), 1, 200
 
 
+def bundle(c):
+    b = c.bundle
+    b.trust_domain, b.sequence, b.previous_sha256 = "acme.example", 300, bytes(range(32))
+    b.jwks = b'{"keys": [], "spiffe_sequence": 300}'
+
+
+def bundle_ack(c, reason=""):
+    a = c.bundle_ack
+    a.trust_domain, a.sequence = "globex.example", 7
+    if reason:
+        a.error.reason, a.error.domain = reason, "hamlet.dev"
+        a.error.metadata["message"] = "taken; what it adds is used in 300 s"
+
+
 URL1 = "type.googleapis.com/federation.types.v1alpha1.FederatedService"
 
 
@@ -172,6 +186,9 @@ MESSAGES = {
     "bookmark": control(bookmark),
     "proof": control(proof),
     "goodbye": control(lambda c: c.goodbye.MergeFrom(type(c.goodbye)(reason=2, retry_after_ms=1500))),
+    "bundle": control(bundle),
+    "bundle_ack": control(bundle_ack),
+    "bundle_waiting": control(lambda c: bundle_ack(c, "BUNDLE_WAITING")),
     "service": service(),
     "empty_label": empty_label(),
     "v1_subscription": d1.StreamRequest(resource_url=URL1),

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use hamlet::config::init::{AGENT_ID_PATH, GATEWAY_ID_PATH};
 use hamlet_testkit::pki::{LeafSpec, TestCa};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, Two};
 use crate::texts;
@@ -83,6 +83,9 @@ fn a_followed_bundle_brings_roots_takes_them_and_outlives_a_restart_and_an_opera
     let both = until_bundle(&two.globex, "two roots", |b| authorities(b) == 2);
     assert!(both["sequence"].as_u64() > first["sequence"].as_u64(), "{first} {both}");
     assert_eq!(both["source"], "endpoint");
+    let endpoint = json!({"by": "peer", "name": "acme", "channel": "endpoint"});
+    let count = |e: &Value, what: &str| e["subject"][what].as_array().map_or(0, Vec::len);
+    two.globex.until_audited("peer-roots-changed", |e| e["actor"] == endpoint && count(e, "added") == 1);
     two.until_in_sync();
     let shown = two.acme.cli(&["bundle", "show", "--format", "jwks"]);
     let shown: Value = serde_json::from_str(&shown.out).unwrap();
@@ -98,6 +101,7 @@ fn a_followed_bundle_brings_roots_takes_them_and_outlives_a_restart_and_an_opera
     two.acme.write("identity/roots.pem", other.pem());
     let one = until_bundle(&two.globex, "one root", |b| authorities(b) == 1);
     assert_ne!(one["authorities"], first["authorities"]);
+    two.globex.until_audited("peer-roots-changed", |e| e["actor"] == endpoint && count(e, "removed") == 1);
     until("globex has cut acme", || match two.globex.peer(&two.acme)["state"]["kind"].as_str() {
         Some("in-sync") => Err("it is in sync".to_owned()),
         _ => Ok(()),
@@ -112,6 +116,8 @@ fn a_followed_bundle_brings_roots_takes_them_and_outlives_a_restart_and_an_opera
     two.until_in_sync();
     let set = until_bundle(&two.globex, "the endpoint is believed again", |b| b["failures"] == 0);
     assert_eq!((&set["source"], &set["authorities"]), (&Value::from("operator"), &first["authorities"]));
+    let done = two.globex.until_audited("peer-bundle-set", |e| e["outcome"] == "done");
+    assert_eq!((&done["actor"]["by"], count(&done, "added")), (&json!("operator"), 1), "{done}");
 
     // Without the endpoint a restart has what was in force.
     two.acme.kill();
@@ -131,6 +137,7 @@ fn a_followed_bundle_brings_roots_takes_them_and_outlives_a_restart_and_an_opera
     ]);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("comes from its file"), "{refused:?}");
+    two.acme.until_audited("peer-bundle-set", |e| e["outcome"] == "refused" && e["peer"] == "globex");
     assert_eq!(two.globex.cli(&["bundle", "set", "nobody", "/dev/null"]).code, 5);
 }
 

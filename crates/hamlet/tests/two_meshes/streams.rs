@@ -107,6 +107,51 @@ fn a_rotated_root_reaches_a_peer_made_by_token_issues_when_it_is_in_force_there_
     let one = until_bundle(&two.globex, "the old root is out", |b| count(b, "authorities") == 1);
     assert_ne!(one["authorities"], first["authorities"]);
     until_bundle(&two.acme, "globex says so", |b| b["ours"]["inForce"] == true);
+    two.acme.until_audited("own-root-dropped", |e| e["actor"]["by"] == "authority");
+    two.until_in_sync();
+}
+
+#[test]
+fn a_bundle_set_by_hand_is_told_to_its_owner_and_stands_until_a_newer_one_comes() {
+    let mut two = Two::strangers();
+    wait_for(&two.globex, "1s");
+    two.start();
+    peered(&two);
+    until_bundle(&two.acme, "globex has ours", |b| b["ours"]["inForce"] == true);
+    let by_hand = format!("{}{}", two.acme.bundle(), TestCa::new("acme.example").pem());
+    two.globex.write("by-hand.pem", &by_hand);
+    let file = two.globex.folder.join("by-hand.pem");
+    let set = two.globex.cli(&["bundle", "set", "acme", file.to_str().unwrap()]);
+    assert_eq!(set.code, 0, "{set:?}");
+    let told = until_bundle(&two.acme, "globex says so", |b| b["ours"]["reason"] == "BUNDLE_OVERRIDDEN");
+    assert_eq!(told["ours"]["inForce"], false, "{told}");
+    two.until_in_sync();
+
+    two.acme.ca(&["rotate"]);
+    until_bundle(&two.acme, "ours is in force again", |b| b["ours"]["inForce"] == true);
+    let newer = until_bundle(&two.globex, "the stream's", |b| b["source"] == "stream");
+    assert_eq!(count(&newer, "authorities"), 2, "{newer}");
+    two.until_in_sync();
+}
+
+#[test]
+fn a_root_dropped_at_once_goes_there_by_hand_only_because_a_stream_may_not_take_all_that_is_in_force() {
+    let mut two = Two::strangers();
+    two.start();
+    peered(&two);
+    let first = until_bundle(&two.globex, "the peer's bundle", |b| count(b, "authorities") == 1);
+    until_bundle(&two.acme, "globex has ours", |b| b["ours"]["inForce"] == true);
+    two.acme.ca(&["rotate", "--now", "--drop-old"]);
+    until_bundle(&two.acme, "globex refuses it", |b| b["ours"]["reason"] == "BUNDLE_NOTHING_LEFT");
+    assert_eq!(two.globex.json(&["bundle", "list"])[0]["authorities"], first["authorities"]);
+
+    let file = two.acme.folder.join("identity/ca.pem");
+    let set = two.globex.cli(&["bundle", "set", "acme", file.to_str().unwrap()]);
+    assert_eq!(set.code, 0, "{set:?}");
+    let one = until_bundle(&two.globex, "the new root alone", |b| count(b, "authorities") == 1);
+    assert_ne!(one["authorities"], first["authorities"]);
+    until_bundle(&two.acme, "globex says so", |b| b["ours"]["inForce"] == true);
+    until_bundle(&two.globex, "nothing is refused", |b| b["refused"].is_null() && b["problem"].is_null());
     two.until_in_sync();
 }
 

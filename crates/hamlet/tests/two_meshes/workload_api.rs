@@ -279,6 +279,9 @@ fn a_federated_bundle_is_followed_and_its_removal_puts_the_peer_out_at_once() {
     };
     server.say(Ok(with([der_of(&two.globex.bundle()), other.root().to_vec()].concat())));
     until_true("both roots", || bundle(&two.acme)["authorities"].as_array().is_some_and(|a| a.len() == 2));
+    two.acme.until_audited("peer-roots-changed", |e| {
+        e["actor"]["by"] == "workload-api" && e["subject"]["added"].as_array().is_some_and(|a| a.len() == 1)
+    });
     two.until_in_sync();
     for (what, message) in
         [("another root", with(other.root().to_vec())), ("no federation", spire.both(&two.acme, 1, None))]

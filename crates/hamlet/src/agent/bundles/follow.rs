@@ -142,11 +142,7 @@ impl Agent {
             let wait = refresh(endpoint, hint).mul_f64(0.9 + 0.2 * rand::random::<f64>());
             entry.next_at = Some(now.saturating_add(wait));
             match &outcome {
-                Ok(()) => {
-                    entry.failures = 0;
-                    entry.last_error = None;
-                    entry.refused = None;
-                }
+                Ok(()) => entry.mended(),
                 Err(outcome) => {
                     entry.failures += 1;
                     entry.last_error = Some((one_line(&outcome.why, 1024), now));

@@ -336,6 +336,11 @@ struct Kept {
 const NONE: &str = "-";
 
 impl Followed {
+    /// Nothing stands in the way any more.
+    fn mended(&mut self) {
+        (self.failures, self.last_error, self.refused) = (0, None, None);
+    }
+
     fn to_bytes(&self) -> Option<Vec<u8>> {
         let held = self.held.as_ref()?;
         let good_at = self.good_at.map_or_else(|| NONE.to_owned(), |at| at.as_secs().to_string());

@@ -51,8 +51,11 @@ pub(in crate::agent) struct StreamBundles {
 struct Heard {
     stream: u64,
     number: u64,
-    /// Taken as this content, or why not.
-    taken: Result<[u8; 32], NotInForce>,
+    /// The content's fingerprint, if it can be read.
+    print: Option<[u8; 32]>,
+    /// Why it was not taken when it came.
+    taken: Result<(), NotInForce>,
+    /// How it stood when the peer was told last.
     told: Option<Result<(), NotInForce>>,
 }
 
@@ -148,12 +151,17 @@ impl Agent {
         let mut entry = match known {
             Some(known) => known,
             None => {
-                let taken = self.take_heard(peer, heard).await;
+                let read = read_heard(peer, &heard.bundle);
+                let print = read.as_ref().ok().map(|found| found.authorities.fingerprint());
+                let taken = match read {
+                    Ok(found) => self.take_heard(peer, heard, found).await,
+                    Err(why) => Err(why),
+                };
                 self.note_taken(peer, heard, &taken);
-                Heard { stream: heard.stream, number: heard.number, taken, told: None }
+                Heard { stream: heard.stream, number: heard.number, print, taken, told: None }
             }
         };
-        let outcome = entry.taken.clone().and_then(|print| self.is_in_force(peer, print));
+        let outcome = self.standing(peer, &entry);
         // How long it still waits is told once.
         let told_alike = match (&entry.told, &outcome) {
             (Some(Err(NotInForce::Waiting(_))), Err(NotInForce::Waiting(_))) => true,
@@ -161,31 +169,37 @@ impl Agent {
         };
         if !told_alike {
             link.answer_bundle(heard, &outcome);
+            if entry.taken.is_err() && outcome.is_ok() {
+                self.bundles.entry(&peer.name, Followed::mended);
+            }
             entry.told = Some(outcome);
             self.bump();
         }
         self.streams.heard.lock().insert(peer.name.clone(), entry);
     }
 
-    /// Offers what a peer said to what is held of it. `Ok` is the content that it is about.
-    async fn take_heard(&self, peer: &PeerConfig, heard: &HeardBundle) -> Result<[u8; 32], NotInForce> {
-        let said = &heard.bundle;
-        if said.trust_domain != peer.trust_domain.as_str() {
-            return Err(NotInForce::ForeignDomain);
+    /// How it stands with what a peer said.
+    fn standing(&self, peer: &PeerConfig, heard: &Heard) -> Result<(), NotInForce> {
+        let in_force = heard.print.map(|print| self.is_in_force(peer, print));
+        match (&heard.taken, in_force) {
+            (Ok(()), Some(standing)) => standing,
+            // What was in force stood in the way, and this very bundle has replaced it since: by an
+            // operator's hand, or on another way.
+            (Err(NotInForce::NothingLeft(_) | NotInForce::Leaf(_)), Some(Ok(()))) => Ok(()),
+            (taken, _) => taken.clone(),
         }
-        let unreadable = |why: &str| NotInForce::Unreadable(one_line(why, WHY_BYTES));
-        let mut found = SpiffeBundle::from_jwks(peer.trust_domain.clone(), &said.jwks)
-            .map_err(|e| unreadable(&e.to_string()))?;
-        if found.sequence.is_some_and(|own| own != said.sequence) {
-            return Err(unreadable(
-                "its own sequence is another one than that of the message; send the same",
-            ));
-        }
-        found.sequence = Some(said.sequence);
-        let print = found.authorities.fingerprint();
+    }
+
+    /// Offers what a peer said to what is held of it.
+    async fn take_heard(
+        &self,
+        peer: &PeerConfig,
+        heard: &HeardBundle,
+        found: SpiffeBundle,
+    ) -> Result<(), NotInForce> {
         if peer.follow != Some(Follow::Stream) {
             // It may be in force all the same: from the peer's file or endpoint.
-            return Ok(print);
+            return Ok(());
         }
         if let Some(bundle) = found.authorities.bundle() {
             let trusted = self.trust.peer(&peer.name);
@@ -193,10 +207,7 @@ impl Agent {
                 trusted.ok_or_else(|| NotInForce::Leaf("nothing proves the peer here".to_owned()))?;
             self.prove_by_both(&trusted, bundle, heard)?;
         }
-        match self.take_bundle(peer, found, Channel::Stream).await {
-            Ok(_) => Ok(print),
-            Err(refusal) => Err(refused(&refusal)),
-        }
+        self.take_bundle(peer, found, Channel::Stream).await.map(|_| ()).map_err(|refusal| refused(&refusal))
     }
 
     /// Whether the stream's certificate is proven by the bundle in force, as the peer is configured now,
@@ -236,7 +247,7 @@ impl Agent {
     }
 
     /// For people: the status, and the log.
-    fn note_taken(&self, peer: &PeerConfig, heard: &HeardBundle, taken: &Result<[u8; 32], NotInForce>) {
+    fn note_taken(&self, peer: &PeerConfig, heard: &HeardBundle, taken: &Result<(), NotInForce>) {
         let sequence = heard.bundle.sequence;
         let Err(why) = taken else {
             tracing::debug!(peer = %peer.name, sequence, "the peer said its bundle");
@@ -396,6 +407,21 @@ fn refused(refusal: &BundleRefusal) -> NotInForce {
         BundleRefusal::NothingLeft => NotInForce::NothingLeft(why),
         BundleRefusal::OtherDomain { .. } => NotInForce::ForeignDomain,
     }
+}
+
+/// The bundle that a peer said, of its own trust domain.
+fn read_heard(peer: &PeerConfig, said: &StreamBundle) -> Result<SpiffeBundle, NotInForce> {
+    if said.trust_domain != peer.trust_domain.as_str() {
+        return Err(NotInForce::ForeignDomain);
+    }
+    let unreadable = |why: &str| NotInForce::Unreadable(one_line(why, WHY_BYTES));
+    let mut found = SpiffeBundle::from_jwks(peer.trust_domain.clone(), &said.jwks)
+        .map_err(|e| unreadable(&e.to_string()))?;
+    if found.sequence.is_some_and(|own| own != said.sequence) {
+        return Err(unreadable("its own sequence is another one than that of the message; send the same"));
+    }
+    found.sequence = Some(said.sequence);
+    Ok(found)
 }
 
 /// The rule as status and metrics name it.
